@@ -11,18 +11,21 @@ import itertools
 import json
 from _socket import AF_INET, inet_pton  # without the socket module's enumerations, which take milliseconds
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 
-from weft import files
+from weft import files, wireguard
 from weft.errors import Busy, StateDamaged
 from weft.identity import OVERLAY_GATEWAY6, normal_mac
 from weft.section import Problems, Section, quoted
 from weft.types import Address, Cidr, Subnet
+from weft.wireguard import TunnelKey
 
 FOLDER = "/var/lib/weft/overlay"
 FORMAT = 1
+ENCRYPTIONS = ("wireguard",)
+"""What a network's ``encryption`` may be; "" is none."""
 PORT = 4789
 """The UDP port of VXLAN (RFC 7348)."""
 
@@ -37,6 +40,9 @@ class OverlayNetwork:
     ``mac`` and ``underlay`` are of this host's VXLAN link (VTEP). ``subnets`` are at most one of each
     family, and all hosts' ``blocks`` are parts of them. From ``static`` ranges addresses are leased
     only on request. ``mtu`` is the network's, in bytes of an inner packet.
+
+    ``encryption`` is "" or "wireguard": then ``keys`` are this host's public ones, and it sends with
+    that of ``generation`` to peers that have one of it, too.
     """
 
     name: str
@@ -50,6 +56,18 @@ class OverlayNetwork:
     static: tuple[Subnet, ...] = ()
     port: int = PORT
     kept: bool = False
+    encryption: str = ""
+    keys: tuple[TunnelKey, ...] = ()
+    generation: int = 0
+
+    @cached_property
+    def vtep(self) -> Address:
+        """The address of this host's VXLAN link: its underlay address, or that of its WireGuard links."""
+        return wireguard.address(self.vni, self.mac) if self.encryption else self.underlay
+
+    def vtep_of(self, peer: Peer) -> Address:
+        """The same of a peer."""
+        return wireguard.address(self.vni, peer.mac) if self.encryption else peer.underlay
 
     @cached_property
     def own(self) -> dict[int, Address]:
@@ -79,7 +97,7 @@ class OverlayNetwork:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another host of an overlay network: the ``underlay`` address and ``mac`` of its VXLAN link, its
-    blocks, and the ``mtu`` of inner packets that reach it (bytes, 0: not probed).
+    blocks, the ``mtu`` of inner packets that reach it (bytes, 0: not probed), and its public ``keys``.
     """
 
     name: str
@@ -87,6 +105,7 @@ class Peer:
     mac: str
     blocks: tuple[Subnet, ...]
     mtu: int = 0
+    keys: tuple[TunnelKey, ...] = ()
 
 
 def configured_path(ipam: Section, network: str) -> str:
@@ -169,6 +188,7 @@ def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
         port or PORT,
         keys.flag("kept"),
     )
+    found = _encrypted(found, keys)
     for key, parts in (("blocks", blocks), ("static", static)):
         for one in parts:
             if found.subnet_of(one) is None:
@@ -179,6 +199,19 @@ def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
     return found
 
 
+def _encrypted(found: OverlayNetwork, keys: Section) -> OverlayNetwork:
+    encryption = keys.text("encryption", choices=ENCRYPTIONS)
+    try:
+        own = wireguard.parse_keys(keys.items("keys"), found.vni)
+    except ValueError as error:
+        keys.problem("keys", str(error))
+        return found
+    generation = keys.integer("generation", least=1) or (own[0].generation if own else 0)
+    if encryption and all(one.generation != generation for one in own):
+        keys.problem("generation", "is of none of the keys: an encrypted network needs one")
+    return replace(found, encryption=encryption, keys=own, generation=generation)
+
+
 def read_peers(network: OverlayNetwork, path: str) -> tuple[Peer, ...]:
     """The peers in the file beside the network's file ``path``. Raises Busy without one,
     StateDamaged naming what is invalid; then none of it is to be used.
@@ -186,10 +219,10 @@ def read_peers(network: OverlayNetwork, path: str) -> tuple[Peer, ...]:
     path = peers_path(path)
     keys = _section(_read(path, f"peers of overlay network {network.name}"), path, network.name)
     known: dict[object, str] = {network.mac: "this host", network.underlay: "this host"}
-    known |= dict.fromkeys(network.blocks, "this host")
+    known |= dict.fromkeys((*network.blocks, *(one.key for one in network.keys)), "this host")
     found = []
     for number, item in enumerate(keys.items("peers")):
-        peer = _peer(item, f"peers[{number}]", keys.problems)
+        peer = _peer(item, f"peers[{number}]", keys.problems, network.vni)
         if peer is not None and not (problem := peer_problem(peer, network, known)):
             found.append(peer)
         elif peer is not None:
@@ -200,7 +233,7 @@ def read_peers(network: OverlayNetwork, path: str) -> tuple[Peer, ...]:
     return tuple(found)
 
 
-def _peer(item: object, path: str, problems: Problems) -> Peer | None:
+def _peer(item: object, path: str, problems: Problems, vni: int) -> Peer | None:
     """One peer, read without a ``Section``: there may be 50,000."""
     try:
         if not isinstance(item, dict):
@@ -212,7 +245,8 @@ def _peer(item: object, path: str, problems: Problems) -> Peer | None:
         if not isinstance(name, str) or not isinstance(blocks, list):
             raise TypeError("name must be a string, and blocks a list")
         parts = tuple([_subnet(_text(one)) for one in blocks])
-        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu)
+        keys = wireguard.parse_keys(item["keys"], vni) if item.get("keys") else ()
+        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu, keys)
     except KeyError as error:
         problems.add(f"{path} lacks the key {error.args[0]}")
     except (ValueError, TypeError) as error:
@@ -251,7 +285,7 @@ def peer_problem(peer: Peer, network: OverlayNetwork, known: dict[object, str]) 
         return f"has the underlay address {peer.underlay}, not IPv{network.underlay.version} as this host's"
     if problem := _underlay_problem(peer.underlay, network.subnets):
         return f"has an underlay address that {problem}"
-    for key in (peer.mac, peer.underlay, *peer.blocks):
+    for key in (peer.mac, peer.underlay, *peer.blocks, *(one.key for one in peer.keys)):
         if known.setdefault(key, peer.name) is not peer.name:
             return f"has {key}, which {known[key]} has"
     for block in peer.blocks:

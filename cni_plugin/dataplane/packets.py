@@ -33,6 +33,7 @@ NO_METADATA_LINKS, DNS_ONLY_LINKS = "no_metadata_links", "dns_only_links"
 SOURCE_CHECKED_LINKS = "source_checked_links"
 LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
 OVERLAY_LINKS, OVERLAY_VNIS = "overlay_links", "overlay_vnis"
+OVERLAY_ENCRYPTED_VNIS = "overlay_encrypted_vnis"
 OVERLAY_PEERS4, OVERLAY_PEERS6 = "overlay_peers4", "overlay_peers6"
 INGRESS_POLICY_LINKS, INTRA_LINK = "ingress_policy_links", "intra_link"
 INGRESS_POLICY4, INGRESS_POLICY6 = "ingress_policy4", "ingress_policy6"
@@ -229,6 +230,13 @@ _OVERLAY = (
         "driver overlay",
     ),
     Set(OVERLAY_VNIS, _VNI, "UDP port and VNI of overlay networks", "driver overlay", typeof=True),
+    Set(
+        OVERLAY_ENCRYPTED_VNIS,
+        _VNI,
+        "those of encrypted overlay networks, whose packets pass WireGuard links (wvw*) alone",
+        "driver overlay with encryption",
+        typeof=True,
+    ),
     *(
         Set(
             f"overlay_peers{v}",
@@ -247,14 +255,23 @@ _RAW = (
         "VXLAN packets of overlay networks: only from their peers, and without connection tracking",
         (
             Rule("iifname @closed_or_routed_links drop", "made by a container"),
+            Rule(f'{_VNI} @overlay_encrypted_vnis iifname != "wvw*" drop', "in clear"),
             *rules(f"{{ip}} saddr . {_VNI} @overlay_peers{{v}} notrack accept", "from a peer"),
             Rule("drop", "from an unknown address"),
         ),
     ),
     Chain(
+        "overlay_to_peer",
+        "VXLAN packets of this host's overlay networks are not tracked, and so never translated",
+        (
+            Rule(f'{_VNI} @overlay_encrypted_vnis oifname != "wvw*" drop', "would leave in clear"),
+            Rule("notrack", "to a peer"),
+        ),
+    ),
+    Chain(
         "raw_output",
-        "VXLAN packets of overlay networks are not tracked, and so never translated",
-        (Rule(f"{_VNI} @overlay_vnis notrack", "to a peer"),),
+        "VXLAN packets of overlay networks",
+        (Rule(f"{_VNI} @overlay_vnis goto overlay_to_peer", "to a peer"),),
         hook="output",
         priority="raw",
     ),

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cni_plugin.drivers import bridge
-from cni_plugin.ops import BaseRules, Elements, Gateways, KnownPeers, OverlayRows, Setting, VxlanLink
+from cni_plugin.ops import BaseRules, Elements, Gateways, KnownPeers, OverlayRows, Setting, VxlanLink, WireGuardLinks
 from cni_plugin.ops.operation import Operation
-from cni_plugin.ops.overlay import tunnel_elements, vni_element
+from cni_plugin.ops.overlay import tunnel_elements, vni_elements
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
@@ -97,7 +97,11 @@ class Overlay:
     def _guards(self, network: OverlayNetwork) -> tuple[Operation, ...]:
         """The rules for VXLAN packets, in force before the VXLAN link is there and until it is gone."""
         mark = _mark(network)
-        return (BaseRules(), Elements((vni_element(mark, network),)), KnownPeers(mark, network.name, self.path))
+        guards = (BaseRules(), Elements(vni_elements(mark, network)), KnownPeers(mark, network.name, self.path))
+        if not network.encryption:
+            return guards
+        tunnels = identity.mark("wireguard", network.name)
+        return (*guards, WireGuardLinks(tunnels, network.name, self.path, network.vni))
 
     def _shared(self, network: OverlayNetwork, link: str, found: Result) -> tuple[Operation, ...]:
         """What the network has on this host beside the bridge."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
+    from cni_plugin.ops.overlay_tunnels import WireGuardLinks
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
@@ -39,6 +40,7 @@ _RARE = {
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     **dict.fromkeys(("KnownPeers", "OverlayRows", "VxlanLink"), "overlay"),
+    "WireGuardLinks": "overlay_tunnels",
     "LinkSetting": "tuning",
     **dict.fromkeys(("UplinkClass", "UplinkScheduler"), "uplink"),
     **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
@@ -131,5 +133,6 @@ __all__ = [
     "Vlans",
     "Vrf",
     "VxlanLink",
+    "WireGuardLinks",
     "rare",
 ]

@@ -63,7 +63,7 @@ class VxlanLink(Operation):
     def _lacks(self, link: Link, found: OverlayNetwork) -> dict[str, int | str]:
         """The options that differ, with the values that they should have."""
         wanted = _options(found)
-        other = "vxlan_local" if found.underlay.version == 6 else "vxlan_local6"
+        other = "vxlan_local" if found.vtep.version == 6 else "vxlan_local6"
         differing = {key: value for key, value in wanted.items() if str(link.options.get(key, value)) != str(value)}
         lost = {key: value for key, value in wanted.items() if key in _CHANGEABLE and key not in link.options}
         family = {"vxlan_id": found.vni} if other in link.options else {}
@@ -133,8 +133,8 @@ class VxlanLink(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         found = self._read()
-        checksum = " noudpcsum" if found.underlay.version == 4 else ""
-        kind = f"vxlan id {found.vni} local {found.underlay} dstport {found.port} nolearning ttl {_TTL} df set"
+        checksum = " noudpcsum" if found.vtep.version == 4 else ""
+        kind = f"vxlan id {found.vni} local {found.vtep} dstport {found.port} nolearning ttl {_TTL} df set"
         return (
             f"ip link add {self.name} address {found.mac} mtu {found.mtu} type {kind}{checksum}",
             f"ip link set {self.name} alias '{self.alias}' up",
@@ -149,9 +149,9 @@ def _options(found: OverlayNetwork) -> dict[str, int | str]:
         "vxlan_ttl": _TTL,
         "vxlan_df": _DF_SET,
     }
-    if found.underlay.version == 6:
-        return {**options, "vxlan_local6": str(found.underlay)}
-    return {**options, "vxlan_local": str(found.underlay), "vxlan_udp_csum": 0}
+    if found.vtep.version == 6:
+        return {**options, "vxlan_local6": str(found.vtep)}
+    return {**options, "vxlan_local": str(found.vtep), "vxlan_udp_csum": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +210,10 @@ class OverlayRows(Operation):
         return tuple(changes(rows, Rows()).commands(self.link))
 
 
-def vni_element(mark: str, network: OverlayNetwork) -> Element:
-    """The element by which VXLAN packets of the network are known."""
-    return Element(packets.OVERLAY_VNIS, (network.port, network.vni), mark=mark)
+def vni_elements(mark: str, network: OverlayNetwork) -> tuple[Element, ...]:
+    """The elements by which VXLAN packets of the network are known, and that they must be encrypted."""
+    names = (packets.OVERLAY_VNIS, packets.OVERLAY_ENCRYPTED_VNIS)[: 2 if network.encryption else 1]
+    return tuple(Element(name, (network.port, network.vni), mark=mark) for name in names)
 
 
 def tunnel_elements(mark: str, link: str, bridge: str) -> tuple[Element, ...]:
@@ -251,8 +252,8 @@ class KnownPeers(Operation):
         there = set(self._there(machine))
         if peers is None:
             return [], []
-        name = _PEERS[found.underlay.version]
-        wanted = {Element(name, (peer.underlay, found.port, found.vni), mark=self.mark) for peer in peers}
+        name = _PEERS[found.vtep.version]
+        wanted = {Element(name, (found.vtep_of(peer), found.port, found.vni), mark=self.mark) for peer in peers}
         return [*(wanted - there)], [*(there - wanted)]
 
     def _there(self, machine: Machine) -> Iterator[Element]:
@@ -287,9 +288,9 @@ class KnownPeers(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         found = overlay.read_network(self.path, self.network)
-        name = _PEERS[found.underlay.version]
+        name = _PEERS[found.vtep.version]
         return tuple(
-            f"nft add element inet weft {name} '{{ {peer.underlay} . {found.port} . {found.vni:#x} "
+            f"nft add element inet weft {name} '{{ {found.vtep_of(peer)} . {found.port} . {found.vni:#x} "
             f'comment "{self.mark}" }}\''
             for peer in peers_of(found, self.path) or ()
         )

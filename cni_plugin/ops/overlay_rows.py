@@ -69,7 +69,7 @@ def desired(
         gateway = link_local(peer.mac)
         number = ids.get(gateway) or next(free)
         found[_NEIGHBOUR, gateway] = Neighbour(gateway, peer.mac, link)
-        found[_FDB, peer.mac] = FdbEntry(peer.mac, peer.underlay)
+        found[_FDB, peer.mac] = FdbEntry(peer.mac, network.vtep_of(peer))
         found[_NEXTHOP, number] = Nexthop(number, gateway, link, (), False, False, ROUTE_PROTOCOL)
         for block in peer.blocks:
             route = Route(block, None, peer.mtu or None)

@@ -6,7 +6,7 @@ The cluster's agent calls ``reconcile`` when it has replaced a network's files, 
 
 from __future__ import annotations
 
-from cni_plugin.ops import KnownPeers, OverlayRows, VxlanLink
+from cni_plugin.ops import KnownPeers, OverlayRows, VxlanLink, WireGuardLinks
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext
@@ -18,14 +18,14 @@ from cni_plugin.wire.request import Command, Request
 from weft.errors import Missing
 from weft.types import NamespaceId
 
+_FOLLOWING = (VxlanLink, OverlayRows, KnownPeers, WireGuardLinks)
+
 
 def operations(context: ServiceContext, network: str) -> tuple[Operation, ...]:
     """What follows the files of a network, in the order in which it is applied: none of it is an
     attachment's. Raises Missing where no overlay network of that name is set up here.
     """
-    found = tuple(
-        one for one in context.recorded_shared(network) if isinstance(one, VxlanLink | OverlayRows | KnownPeers)
-    )
+    found = tuple(one for one in context.recorded_shared(network) if isinstance(one, _FOLLOWING))
     if not found:
         raise Missing(
             f"overlay network {network} is not set up on this host", hint="its first container on this host sets it up"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -136,3 +137,26 @@ class Ear:
             if last in data:
                 return found
         raise AssertionError(f"{last!r} did not arrive; of the others {sorted(found)} did")
+
+
+class Capture:
+    """Captures all frames on all links of a namespace, in both directions, from its creation on."""
+
+    def __init__(self, namespace: str) -> None:
+        with inside(namespace):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+        self._seen: list[bytes] = []
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
+    def frames(self) -> list[bytes]:
+        """What was captured so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._seen.append(self._socket.recv(65535, socket.MSG_DONTWAIT))
+        return self._seen

@@ -15,6 +15,7 @@ from cni_plugin.service import overlay, shared
 from lab import namespaces
 from lab.calls import Answer, Weft
 from lab.host import Host
+from weft import wireguard
 from weft.kernel.linux.kernel import LinuxKernel
 
 FOLDER = Path("/var/lib/weft/cluster")
@@ -30,6 +31,7 @@ class Member:
     path: str
     underlay: str = ""
     networks: dict[str, Json] = field(default_factory=dict)
+    generations: list[int] = field(default_factory=lambda: [1])
 
     @property
     def name(self) -> str:
@@ -42,8 +44,8 @@ class Member:
 class Cluster:
     """Hosts with overlay networks a (10.60.0.0/16) and b (10.61.0.0/16), each host with a /24 and a /64."""
 
-    def __init__(self, host: Host, count: int = 3, *, ipv6: bool = True) -> None:
-        self.host, self.weft, self.ipv6 = host, Weft(), ipv6
+    def __init__(self, host: Host, count: int = 3, *, ipv6: bool = True, encrypted: tuple[str, ...] = ()) -> None:
+        self.host, self.weft, self.ipv6, self.encrypted = host, Weft(), ipv6, encrypted
         host.container("fab")
         lines = ["link set lo up", "link add f0 type bridge", "link set f0 up"]
         self.members: dict[int, Member] = {}
@@ -82,9 +84,10 @@ class Cluster:
             "vni": VNIS[name],
             "mac": f"02:77:00:00:{net}:{member.number:02x}",
             "underlay": member.underlay,
-            "mtu": 1450,
+            "mtu": 1370 if name in self.encrypted else 1450,
             "subnets": [f"10.{net}.0.0/16", *([f"fd00:{net}::/48"] if self.ipv6 else [])],
             "blocks": self.blocks[name][member.number],
+            **({"encryption": "wireguard", "keys": self._keys(name, member)} if name in self.encrypted else {}),
             **member.networks.get(name, {}),
         }
 
@@ -96,10 +99,15 @@ class Cluster:
                 "mac": self.network(name, one)["mac"],
                 "blocks": self.blocks[name][one.number],
                 "mtu": self.mtus.get(one.number, 0),
+                **({"keys": self._keys(name, one)} if name in self.encrypted else {}),
             }
             for one in self.members.values()
             if one is not member and one.number in self.blocks[name]
         ]
+
+    def _keys(self, name: str, member: Member) -> list[Json]:
+        path = str(member.file(name))
+        return [{"generation": one, "key": wireguard.make_key(path, one)} for one in member.generations]
 
     def write(self, name: str) -> None:
         """The files of one network on all hosts that take part in it, replaced by rename."""

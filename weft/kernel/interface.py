@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Protocol
 
 from weft.kernel.schema import Tables
@@ -192,6 +193,25 @@ class Nexthop:
 
 Row = Neighbour | FdbEntry | Nexthop | KernelRoute
 """What ``Namespace.add_rows`` and ``delete_rows`` take."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireGuardPeer:
+    """A peer of a WireGuard link: its public key (base64), where it is reached, and its addresses."""
+
+    key: str
+    endpoint: Address | None
+    port: int
+    allowed: tuple[IPv6Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireGuard:
+    """What a WireGuard link has: its private key (base64), the UDP port, and its peers, by their keys."""
+
+    private: str = field(repr=False)
+    port: int
+    peers: tuple[WireGuardPeer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +435,17 @@ class Namespace(Protocol):
 
         All are tried; the first refusal is raised at the end. *Equivalent to:* ``ip -batch``, ``bridge
         -batch`` with ``delete`` for each.
+        """
+
+    def wireguard(self, link: str) -> WireGuard:
+        """What a WireGuard link has; raises ``Missing``, and ``KernelLacks`` where it is of another kind.
+
+        *Equivalent to:* ``wg show LINK dump``.
+        """
+
+    def set_wireguard(self, link: str, wanted: WireGuard) -> None:
+        """Set what a WireGuard link has; peers that are not wanted are removed, and the sessions of the
+        others are kept. *Equivalent to:* ``wg syncconf LINK FILE``.
         """
 
     def sysctl(self, key: str) -> str | None:

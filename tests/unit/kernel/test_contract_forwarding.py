@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 
 import pytest
 from unit.kernel.test_contract_links import MAC, eventually, veth
 from unit.kernel.topology import Topology
 
-from weft.errors import Exists, KernelRefused, Missing
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, Row, VethPeer
+from weft.kernel.interface import (
+    FdbEntry,
+    KernelRoute,
+    Namespace,
+    Neighbour,
+    Nexthop,
+    Row,
+    VethPeer,
+    WireGuard,
+    WireGuardPeer,
+)
 from weft.types import Route
 
 ONE, TWO, THREE = (ip_address(f"10.1.0.{number}") for number in (1, 2, 3))
@@ -457,3 +468,27 @@ def test_many_rows_are_added_replaced_and_deleted(topology: Topology) -> None:
     assert canonical(route) not in container.routes(link="vx0")
     with pytest.raises(Missing, match="nope"):
         container.add_rows("nope", [FdbEntry(MAC1, ONE)])
+
+
+def test_a_wireguard_link_has_a_key_and_peers(topology: Topology) -> None:
+    """Of the kernel's module, or of wireguard-go where it has none."""
+    container = topology.container
+    try:
+        container.add_link("wgtest0", "wireguard", mtu=1420)
+    except KernelLacks as error:
+        pytest.skip(str(error))
+    try:
+        keys = [base64.b64encode(bytes([number] * 31 + [64])).decode() for number in (8, 16, 24)]
+        allowed = (IPv6Network("fd77:6600::1/128"),)
+        peers = [WireGuardPeer(keys[1], FAR, 5000, allowed), WireGuardPeer(keys[2], FAR6, 5001, ())]
+        for wanted in (WireGuard(keys[0], 5002, tuple(peers)), WireGuard(keys[0], 5003, (peers[1],))):
+            container.set_wireguard("wgtest0", wanted)
+            container.set_wireguard("wgtest0", wanted)
+            assert container.wireguard("wgtest0") == wanted
+        moved = replace(wanted, peers=(replace(peers[1], endpoint=FAR, allowed=allowed),))
+        container.set_wireguard("wgtest0", moved)
+        assert container.wireguard("wgtest0") == moved and keys[0] not in repr(moved)
+    finally:
+        container.delete_link("wgtest0")
+    with pytest.raises(Missing, match="wgtest0"):
+        container.wireguard("wgtest0")

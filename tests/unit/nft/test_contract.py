@@ -23,6 +23,7 @@ ONE_OF_EACH = (
     Element("masquerade_exempt4", (CONTAINER, ip_network("10.1.0.0/16")), (), MINE),
     Element("overlay_links", ("wvx0",), (), MINE),
     Element("overlay_vnis", (4789, 0xABCDE), (), MINE),
+    Element("overlay_encrypted_vnis", (4789, 0xABCDE), (), MINE),
     Element("overlay_peers4", (ip_address("192.0.2.2"), 4789, 100), (), MINE),
     Element("overlay_peers6", (ip_address("2001:db8::2"), 4789, 0xFFFFFF), (), MINE),
     Element("masquerade_exempt4", (ip_network("10.9.0.0/24"), ip_network("10.9.0.0/24")), (), MINE),

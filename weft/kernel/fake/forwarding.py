@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace as changed
 
-from weft.errors import Exists, KernelRefused, Missing, WeftError
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing, WeftError
 from weft.kernel.fake import routes
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.fake.traffic import FakeTraffic
-from weft.kernel.interface import FdbEntry, Neighbour, Nexthop, Row
+from weft.kernel.interface import FdbEntry, Neighbour, Nexthop, Row, WireGuard
 from weft.types import Address
 
 _EVERY_MAC = "00:00:00:00:00:00"
@@ -183,6 +183,21 @@ class FakeForwarding(FakeTraffic):
 
     def delete_rows(self, link: str, rows: Iterable[Row]) -> None:
         self._each(rows, lambda row: self._delete_row(link, row), Missing)
+
+    def wireguard(self, link: str) -> WireGuard:
+        self._called("wireguard")
+        return self._wireguard_link(link).wireguard or WireGuard("", 0)
+
+    def set_wireguard(self, link: str, wanted: WireGuard) -> None:
+        self._called("set_wireguard")
+        owner = self._wireguard_link(link)
+        owner.wireguard = changed(wanted, peers=tuple(sorted(wanted.peers, key=lambda one: one.key)))
+
+    def _wireguard_link(self, name: str) -> FakeLink:
+        owner = self.existing(name, f"set up the WireGuard link {name}")
+        if owner.kind != "wireguard":
+            raise KernelLacks(f"{name} is no WireGuard link, but of kind {owner.kind}")
+        return owner
 
     def _each(self, rows: Iterable[Row], work: Callable[[Row], None], *ignored: type[WeftError]) -> None:
         first: WeftError | None = None

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Interface
 
 from weft.errors import Missing
-from weft.kernel.interface import BridgeVlan, FdbEntry, KernelRoute, Limit, Link, Neighbour, Nexthop, TrafficClass
+from weft.kernel.interface import (
+    BridgeVlan,
+    FdbEntry,
+    KernelRoute,
+    Limit,
+    Link,
+    Neighbour,
+    Nexthop,
+    TrafficClass,
+    WireGuard,
+)
 from weft.types import Cidr
 
 KINDS = frozenset(
@@ -108,6 +118,7 @@ class FakeLink:
     all_multicast: bool = False
     queue_length: int = 1000
     group: int = 0
+    wireguard: WireGuard | None = None
     options: dict[str, int | str] = field(default_factory=dict)
     port: dict[str, int] = field(default_factory=dict)
     vlans: dict[int, BridgeVlan] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weft.errors import Exists, KernelRefused, Missing
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
@@ -33,8 +33,9 @@ from weft.kernel.interface import (
     Row,
     TrafficClass,
     VethPeer,
+    WireGuard,
 )
-from weft.kernel.linux import tuntap
+from weft.kernel.linux import tuntap, wireguard_go
 from weft.kernel.netlink import (
     addresses,
     deletion,
@@ -50,12 +51,15 @@ from weft.kernel.netlink import (
     rules,
     sock_diag,
     vlans,
+    wireguard,
 )
 from weft.kernel.netlink.links import NewLink
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from weft.kernel.interface import Ruleset
     from weft.kernel.netlink.batch_deletion import BatchDeleter
     from weft.kernel.netlink.conntrack import Conntrack
@@ -164,7 +168,14 @@ class LinuxNamespace:
         if not far.id.same(self.id):
             self._add_with_remote_parent(plan, far, alias, action)
             return
-        links.add(self._socket, plan, action)
+        try:
+            links.add(self._socket, plan, action)
+        except KernelLacks:
+            if kind != "wireguard":
+                raise
+            with self._entered():
+                wireguard_go.add(name, action)
+            self._finish(name, action, up=up or None, mtu=mtu or None)
         links.cache_index(self._socket, name)
         if peer is not None and peer.namespace is not None:
             links.cache_index(_socket_of(peer.namespace), peer.name)
@@ -378,6 +389,24 @@ class LinuxNamespace:
 
     def delete_rows(self, link: str, gone: Iterable[Row]) -> None:
         rows.delete(self._socket, link, gone)
+
+    def wireguard(self, link: str) -> WireGuard:
+        with self._entered():
+            found: WireGuard = self._wireguard(link).get(link)
+            return found
+
+    def set_wireguard(self, link: str, wanted: WireGuard) -> None:
+        with self._entered():
+            self._wireguard(link).set_all(link, wanted)
+
+    def _wireguard(self, name: str) -> ModuleType:
+        """What sets a WireGuard link: the kernel's messages, or wireguard-go's socket."""
+        link = links.get(self._socket, name)
+        if link is None:
+            raise Missing(f"the WireGuard link {name} does not exist")
+        if link.kind not in ("wireguard", "tun"):
+            raise KernelLacks(f"{name} is no WireGuard link, but of kind {link.kind}")
+        return wireguard if link.kind == "wireguard" else wireguard_go
 
     def sysctl(self, key: str) -> str | None:
         with self._entered():

@@ -38,6 +38,7 @@ from weft.kernel.netlink.constants import (
     NETLINK_CAP_ACK,
     NETLINK_DROP_MEMBERSHIP,
     NETLINK_EXT_ACK,
+    NETLINK_GENERIC,
     NETLINK_GET_STRICT_CHK,
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -82,6 +83,7 @@ _TIMEVAL = Struct("=qq")
 _DATAGRAM_SIZE = 1 << 16
 _MODULES = {
     NETLINK_ROUTE: "rtnetlink",
+    NETLINK_GENERIC: "generic netlink",
     NETLINK_SOCK_DIAG: "sock_diag (inet_diag, tcp_diag, udp_diag)",
     NETLINK_NETFILTER: "nfnetlink (nf_tables, nf_conntrack_netlink)",
 }
