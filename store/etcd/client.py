@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from store.etcd import rpc_pb2 as rpc
+from store.etcd.administration import Administration
 from store.etcd.connection import GRANT, KEEP_ALIVE, RANGE, REVOKE, TIME_TO_LIVE, TXN, Connection
 from store.etcd.errors import Answered
 from store.etcd.messages import Keys
@@ -157,6 +158,10 @@ class EtcdStore:
         encoded(prefix, prefix=True)
         check_number("after", after)
         return self._watches.watch(prefix, after)
+
+    def administration(self) -> Administration:
+        """The cluster's members and users, where this store's user is root."""
+        return Administration(self._connection)
 
     @property
     def lost(self) -> str:

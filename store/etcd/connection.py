@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _PAUSE = (0.05, 0.3)
 """Seconds, random, after no member has answered: many hosts must not ask again at once."""
+_RACED = "auth store is old"
+"""In etcd's refusal of a request between which and its execution a user or a role was changed."""
+_MOST_RACES = 10
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -148,6 +151,8 @@ class Connection:
                 self.lost(member, "no answer in time")
             except TokenExpired as error:
                 logins += 1
+                if _RACED in str(error) and logins <= _MOST_RACES:
+                    continue
                 if logins > 2 or not self.settings.user:
                     if "permission denied" in str(error):
                         raise Answered("PERMISSION_DENIED", str(error)) from None
