@@ -162,6 +162,14 @@ def belongs(certificate: bytes, key: bytes) -> bool:
     return _key_of(_certificate(certificate)) == public_key(key)
 
 
+def presented_key(certificate: bytes) -> bytes:
+    """The public key (DER) of a certificate as TLS presents it (DER). Raises StateDamaged."""
+    try:
+        return _key_of(x509.load_der_x509_certificate(certificate))
+    except ValueError as error:
+        raise StateDamaged(f"a certificate cannot be read: {error}") from None
+
+
 def _certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)

@@ -60,7 +60,8 @@ class Node:
     ``id`` is new for each installation, so that a host that was reinstalled under its name is another node.
     ``addresses`` are of the underlay, the first one the usual. ``joined``, ``expires`` (of its certificate) and
     ``removed`` are Unix time in seconds; ``powered_off`` says that a removed node certainly no longer runs, so
-    that nothing of it must be kept for a grace period. ``role`` is what it shall be.
+    that nothing of it must be kept for a grace period. ``role`` is what it shall be, ``key`` the SHA-256 of the
+    public key of its certificate ("" once a removed node has no access any more).
     """
 
     name: str
@@ -73,6 +74,7 @@ class Node:
     expires: float = 0.0
     removed: float = 0.0
     powered_off: bool = False
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def encode(node: Node) -> bytes:
         "role": node.role,
         "state": node.state,
         "expires": node.expires,
+        "key": node.key,
     }
     if node.state is State.REMOVED:
         value |= {"removed": node.removed, "powered_off": node.powered_off}
@@ -130,6 +133,7 @@ def decode(entry: Entry) -> Node:
         expires=_number(section, "expires"),
         removed=_number(section, "removed"),
         powered_off=section.flag("powered_off"),
+        key=section.text("key"),
     )
     if not section.problems.found and record_key(found.name) != entry.key:
         section.problem("name", f"is not the {unquote(entry.key.removeprefix(ROOT))} of its key")

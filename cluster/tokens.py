@@ -94,20 +94,27 @@ async def issue(store: Store, addresses: Sequence[str], fingerprint: str, second
     return token
 
 
+async def check(store: Store, secret: str) -> None:
+    """Raises Refused for a token that the store has never had, StoreError."""
+    if not _SECRET.match(secret):
+        raise Refused("the join token's secret is malformed", hint=_HINT)
+    if await store.get(_key(secret)) is None:
+        raise Refused(
+            "the cluster knows no such join token: it is wrong, or ended more than a day ago",
+            hint="on a member: weft cluster token",
+        )
+
+
 async def use(store: Store, secret: str, name: str, key: str, now: float) -> None:
     """Use a token for the join of a node, whose key's digest is ``key``; again by the same one is allowed.
 
     Raises Refused, StoreError.
     """
-    if not _SECRET.match(secret):
-        raise Refused("the join token's secret is malformed", hint=_HINT)
     while True:
+        await check(store, secret)
         entry = await store.get(_key(secret))
         if entry is None:
-            raise Refused(
-                "the cluster knows no such join token: it is wrong, or ended more than a day ago",
-                hint="on a member: weft cluster token",
-            )
+            continue
         found = decode(entry)
         if (found.name, found.key) == (name, key):
             return

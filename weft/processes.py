@@ -70,6 +70,22 @@ def spawn(argv: Sequence[str], environment: Mapping[str, str], *, detached: bool
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def launch(argv: Sequence[str], environment: Mapping[str, str], *, log: str, held: int) -> int:
+    """Start a program in a session of its own, which outlives this process; its process id.
+
+    What it writes is appended to the file ``log``; it keeps the descriptor ``held`` open, and with it a
+    lock. Raises OSError.
+    """
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, held, 3),
+    ]
+    with _start():
+        return os.posix_spawnp(argv[0], list(argv), environment, file_actions=actions, setsid=True, setsigmask=())
+
+
 def settle() -> None:
     """Wait for the processes that are between fork and execve now: what this thread has closed is then
     closed there, too.

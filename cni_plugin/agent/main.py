@@ -23,6 +23,7 @@ from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
+from cni_plugin.agent.clustering import Clustering
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
@@ -81,6 +82,7 @@ class Parts:
     dns: DnsFront | None
     api: ApiServer
     overlays: Overlays
+    clustering: Clustering
 
 
 class Agent:
@@ -160,7 +162,12 @@ class Agent:
             return {one.name.lower() for one in (registry.node, *catalog.nodes())}
 
         attachments = Attachments(self._folder, names, registry, overview, permitted, node_names)
+        clustering = Clustering(settings, self._folder, store, registry, self._restart)
+        if clustering.member is not None:
+            await self._start_part("cluster", clustering.member)
         await self._start_part("registry", registry)
+        if clustering.node is not None:
+            await self._start_part("node", clustering.node)
         acl = settings.http.acl
         tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=registry.node.datacenter)
         dns: DnsFront | None = None
@@ -200,7 +207,13 @@ class Agent:
         api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
         await self._start_part("http", api)
         gc.freeze()
-        return Parts(registry, attachments, dns, api, overlays)
+        return Parts(registry, attachments, dns, api, overlays, clustering)
+
+    def _restart(self, why: str) -> None:
+        """Start again in this process."""
+        log.info("%s; starting again", why)
+        self._is_recovering = True
+        self._ended.set()
 
     async def _start_part(self, name: str, part: Part) -> None:
         """Start a part; on an error go on without it and retry later."""
@@ -283,6 +296,7 @@ class Agent:
         problems = [f"{name}: {why}" for name, why in self.problems.items()]
         problems += [f"http: {why}" for why in parts.api.problems]
         problems += [f"network {name}: {why}" if name else why for name, why in parts.overlays.problems.items()]
+        problems += [f"cluster: {why}" for why in parts.clustering.problems]
         now = Report(
             process=os.getpid(),
             started=self._started,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from cluster.local import Files, Local
 from discovery.api.settings import AclSettings, TlsSettings
 from discovery.api.settings import HttpSettings as Serving
 from discovery.balancer.settings import BalancerSettings, Mode
@@ -25,7 +26,7 @@ from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
 from store.etcd.settings import EtcdSettings
 from weft import uplink
-from weft.errors import ConfigProblem
+from weft.errors import ConfigProblem, StateDamaged
 from weft.section import Problems, Section, similar
 
 PATH = "/etc/weft/weft.toml"
@@ -34,7 +35,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "agent": frozenset({"node", "datacenter", "address", "data", "meta"}),
     "http": frozenset({"listen", "hosts", "readers", "writers"}),
     "acl": frozenset({"enabled", "default_policy", "tokens"}),
-    "store": frozenset({"endpoints", "ca", "cert", "key", "user", "password_file", "prefix"}),
+    "store": frozenset({"endpoints", "ca", "cert", "key", "user", "password_file", "prefix", "cluster"}),
     "tls": frozenset({"ca_file", "cert_file", "key_file", "verify_incoming"}),
     "dns": frozenset(
         {
@@ -66,7 +67,8 @@ _NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The agent's settings. ``address`` "": the first address of the default route's link; ``data`` is
-    a folder; without ``store``, an etcd cluster, the catalog is a file in it.
+    a folder; without ``store``, an etcd cluster, the catalog is a file in it. ``cluster`` is this host's part in
+    a cluster that ``weft cluster`` has made, in ``cluster_folder``.
     """
 
     node: str
@@ -79,6 +81,8 @@ class Settings:
     scripts: bool = False
     balancing: BalancerSettings | None = None
     store: EtcdSettings | None = None
+    cluster: Local | None = None
+    cluster_folder: str = ""
 
 
 def read(path: str = "") -> Settings:
@@ -136,6 +140,12 @@ def _settings(whole: Section) -> Settings:
     dns = _naming(whole.section("dns"), datacenter)
     data = agent.text("data")
     acl = _acl(whole.section("acl"), data or DATA)
+    cluster = _cluster(whole.section("store"), node)
+    store: EtcdSettings | None = None
+    if cluster is not None:
+        store = Files(whole.section("store").text("cluster")).settings(cluster)
+    elif "store" in whole and "cluster" not in whole.section("store"):
+        store = _store(whole.section("store"))
     http = replace(_serving(whole.section("http"), scripts, acl), tls=_tls(whole.section("tls")))
     return Settings(
         node=node,
@@ -147,7 +157,9 @@ def _settings(whole: Section) -> Settings:
         dns=dns,
         scripts=scripts,
         balancing=_balancing(whole.section("balancer"), node),
-        store=_store(whole.section("store")) if "store" in whole else None,
+        store=store,
+        cluster=cluster,
+        cluster_folder=whole.section("store").text("cluster"),
     )
 
 
@@ -201,6 +213,30 @@ def _tls(section: Section) -> TlsSettings | None:
     if verify and not (ca and certificate):
         section.problem("verify_incoming", "needs tls.ca_file, tls.cert_file and tls.key_file")
     return TlsSettings(certificate, key, ca, verify) if certificate and key else None
+
+
+def _cluster(section: Section, node: str) -> Local | None:
+    """This host's part in a cluster of weft's, None without ``store.cluster``."""
+    folder = section.text("cluster")
+    if not folder:
+        return None
+    for key in _KEYS["store"] - {"cluster"}:
+        if key in section:
+            section.problem(key, "cannot be set beside store.cluster, whose folder says it")
+    try:
+        found = Files(folder).load() if folder.startswith("/") else None
+    except StateDamaged as error:
+        section.problems.add(error.message)
+        return None
+    if found is None or not found.endpoints:
+        section.problem("cluster", "is no folder that weft cluster init or join has made")
+        return None
+    if found.node != node:
+        section.problems.add(
+            f"agent.node is {node!r}, but this host is node {found.node!r} of its cluster: set agent.node, or leave "
+            f"the cluster and join it again"
+        )
+    return found
 
 
 def _store(section: Section) -> EtcdSettings:

@@ -19,12 +19,13 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import listener
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import daemons, files, locks
+from weft import daemons, files, locks, processes
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _PAUSE = 0.05
+_SYSTEMD, _UNIT = "/run/systemd/system", "weft-agent.service"
 _FOREGROUND = "run weft agent in the foreground to see why"
 
 
@@ -109,16 +110,7 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
     if config:
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)
     already = running()
-    if already is None:
-        from cni_plugin.agent import settings  # imports much of the agent
-
-        settings.read()
-    files.make_directory(listener.folder(), "the agent's state")
-    with open(_keep_running_path(), "w", encoding="ascii"):
-        pass
-    if already is None:
-        daemons.start("cni_plugin.agent.main", "answers names and registers services")
-    found = _wait_until_ready()
+    found = start(is_running=already is not None)
     engine, new_engine = engines.start()
     driver, new_driver = drivers.start()
     if json_output:
@@ -140,6 +132,37 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
         for problem in found.problems:
             warn(problem)
     raise click.exceptions.Exit(FAILED if found.problems else 0)
+
+
+def start(*, is_running: bool) -> Report:
+    """Start the agent, and let it run until ``weft down``; its report. Raises WeftError."""
+    if not is_running:
+        from cni_plugin.agent import settings  # imports much of the agent
+
+        settings.read()
+    files.make_directory(listener.folder(), "the agent's state")
+    with open(_keep_running_path(), "w", encoding="ascii"):
+        pass
+    if not is_running:
+        daemons.start("cni_plugin.agent.main", "answers names and registers services")
+    return _wait_until_ready()
+
+
+def restart() -> Report:
+    """Start the agent again, with its configuration as it is now; the unit of systemd where that runs it.
+
+    Raises WeftError.
+    """
+    if os.path.isdir(_SYSTEMD) and _systemctl("is-active", "--quiet", _UNIT):
+        if not _systemctl("restart", _UNIT):
+            raise WeftError("the agent cannot be restarted", hint=f"journalctl -u {_UNIT}")
+        return _wait_until_ready()
+    _stop_agent()
+    return start(is_running=False)
+
+
+def _systemctl(*words: str) -> bool:
+    return processes.spawn(["systemctl", *words], os.environ, detached=True) == 0
 
 
 def _wait_until_ready() -> Report:

@@ -12,6 +12,7 @@ import click
 from cni_plugin.cli.agents import agent, down, up
 from cni_plugin.cli.attaching import attach, detach, plan
 from cni_plugin.cli.catalog import catalog, members
+from cni_plugin.cli.cluster import cluster
 from cni_plugin.cli.docker import docker
 from cni_plugin.cli.doctor import doctor
 from cni_plugin.cli.engine import engine
@@ -20,6 +21,7 @@ from cni_plugin.cli.keeping import gc, ipam
 from cni_plugin.cli.listing import check, ps, show
 from cni_plugin.cli.lookup import dns_lookup
 from cni_plugin.cli.network import network
+from cni_plugin.cli.node import node
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, printable, say
 from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE
@@ -36,6 +38,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Attachments", ("ps", "show", "check")),
     ("Attach without a container runtime", ("plan", "attach", "detach")),
     ("Services", ("services", "catalog", "members", "dns-lookup")),
+    ("Many hosts", ("cluster", "node")),
     ("Diagnostics", ("status", "doctor", "trace", "gc")),
     ("Install and run", ("install", "up", "down", "agent", "engine", "docker", "completion")),
 )
@@ -174,5 +177,5 @@ def completion(shell: str, json_output: bool) -> None:
 
 
 for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, engine, services,
-                catalog, members, dns_lookup, agent, docker, up, down, status):  # fmt: skip
+                catalog, members, dns_lookup, cluster, node, agent, docker, up, down, status):  # fmt: skip
     weft.add_command(command)
