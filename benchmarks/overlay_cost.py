@@ -50,14 +50,14 @@ def by_hand(cluster: Cluster, name: str, net: int, vni: int, *, rules: bool) -> 
             f"sysctl -qw net.ipv4.conf.br{name}.proxy_arp=1 net.ipv4.neigh.br{name}.proxy_delay=0",
             "sysctl -qw net.ipv4.ip_forward=1",
             (
-                f"ip link add vx{name} address {mac}{number} type vxlan id {vni} local 192.0.2.{number} dstport 4789"
+                f"ip link add wvx{name} address {mac}{number} type vxlan id {vni} local 192.0.2.{number} dstport 4789"
                 " nolearning ttl 64 df set noudpcsum"
             ),
-            f"ip link set vx{name} mtu 1450 up",
-            f"ip address add {here}.1/32 dev vx{name}",
-            f"ip neigh add fe80::77:{other} lladdr {mac}{other} dev vx{name} nud permanent",
-            f"bridge fdb replace {mac}{other} dev vx{name} dst 192.0.2.{other} self permanent",
-            f"ip nexthop add id {net}{other} via fe80::77:{other} dev vx{name}",
+            f"ip link set wvx{name} mtu 1450 up",
+            f"ip address add {here}.1/32 dev wvx{name}",
+            f"ip neigh add fe80::77:{other} lladdr {mac}{other} dev wvx{name} nud permanent",
+            f"bridge fdb replace {mac}{other} dev wvx{name} dst 192.0.2.{other} self permanent",
+            f"ip nexthop add id {net}{other} via fe80::77:{other} dev wvx{name}",
             f"ip route add {block} dev br{name}",
             f"ip route add {far} nhid {net}{other} src {here}.1",
             f"ip link add v{name} mtu 1450 type veth peer name eth0 mtu 1450 netns /run/netns/{container}",
@@ -73,10 +73,10 @@ def by_hand(cluster: Cluster, name: str, net: int, vni: int, *, rules: bool) -> 
 
 def _copy_rules(cluster: Cluster, number: int, name: str, vni: int) -> None:
     """The elements that weft's own rules need to treat the links made by hand as a network's."""
-    pairs = (("overlay_links", f"vx{name}"), ("closed_links", f"br{name}"), ("closed_links", f"vx{name}"),
-             ("closed_or_routed_links", f"br{name}"), ("closed_or_routed_links", f"vx{name}"),
-             ("no_metadata_links", f"br{name}"), ("intra_network_links", f"vx{name} . br{name}"),
-             ("intra_network_links", f"br{name} . vx{name}"), ("overlay_vnis", f"4789 . {vni:#x}"),
+    pairs = (("overlay_links", f"wvx{name}"), ("closed_links", f"br{name}"), ("closed_links", f"wvx{name}"),
+             ("closed_or_routed_links", f"br{name}"), ("closed_or_routed_links", f"wvx{name}"),
+             ("no_metadata_links", f"br{name}"), ("intra_network_links", f"wvx{name} . br{name}"),
+             ("intra_network_links", f"br{name} . wvx{name}"), ("overlay_vnis", f"4789 . {vni:#x}"),
              ("overlay_peers4", f"192.0.2.{3 - number} . 4789 . {vni:#x}"))  # fmt: skip
     for collection, element in pairs:
         cluster.run(number, "nft", "add", "element", "inet", "weft", collection, f"{{ {element} }}")

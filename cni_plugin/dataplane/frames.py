@@ -24,7 +24,6 @@ _QUERY = "igmp type membership-query iifname @no_router_ports drop"
 _NO_QUERIER = "no multicast router is behind this bridge port"
 _NO_ROUTER = "CVE-2020-10749: no router is behind this bridge port"
 _RESERVED = "meta pkttype multicast ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f"
-_LINK_ONLY = "addresses of one link (STP, LLDP, LACP ...), which no bridge forwards; containers are no switches"
 _HIDDEN = "not an EtherType of its own after one VLAN tag"
 _UNSPECIFIED = "ether type ip6 ip6 saddr :: exthdr frag missing"
 """Neighbour discovery is never fragmented (RFC 6980)."""
@@ -121,6 +120,7 @@ _CHAINS = (
         "IPv4 whose source address is already checked: drops DHCP server replies and redirects",
         (
             Rule("meta l4proto tcp accept", "most traffic ends here"),
+            Rule("udp sport != 67 accept", "and nearly all the rest"),
             Rule("udp sport 67 udp dport 68 drop", "no DHCP server is behind this bridge port"),
             Rule("icmp type redirect drop", "no router is behind this bridge port"),
             Rule(_QUERY, _NO_QUERIER),
@@ -152,6 +152,7 @@ _CHAINS = (
         "drops DHCP server replies, redirects, router advertisements; checks ND",
         (
             Rule("meta l4proto tcp accept", "most traffic ends here"),
+            Rule("udp sport != 547 accept", "and nearly all the rest"),
             Rule("udp sport 547 udp dport 546 drop", "no DHCPv6 server is behind this bridge port"),
             Rule(_ROUTER, _NO_ROUTER),
             Rule("icmpv6 type nd-neighbor-advert goto check_nd_advert", "only for its own addresses"),
@@ -195,11 +196,18 @@ _CHAINS = (
         ),
     ),
     Chain(
+        "check_reserved",
+        "addresses of one link (STP, LLDP, LACP ...), which no bridge forwards; containers are no switches",
+        (
+            Rule("iifname @no_router_ports drop", "all but routerAdvertisements"),
+            Rule("iifname @mac_checked_ports drop", "macspoofchk"),
+        ),
+    ),
+    Chain(
         "filter_prerouting",
         "frames from containers, before the bridge learns their source addresses",
         (
-            Rule(f"{_RESERVED} iifname @no_router_ports drop", _LINK_ONLY),
-            Rule(f"{_RESERVED} iifname @mac_checked_ports drop", _LINK_ONLY),
+            Rule(f"{_RESERVED} jump check_reserved", "addresses of one link"),
             Rule("ether type ip iifname . ether saddr . ip saddr @port_mac_ip4 goto check_ipv4", "its own address"),
             Rule("ether type ip6 iifname . ether saddr . ip6 saddr @port_mac_ip6 goto check_ipv6", "its own address"),
             Rule("meta protocol { 0x0004, 8021q, 8021ad } iifname @no_router_ports jump check_encapsulation", _HIDDEN),

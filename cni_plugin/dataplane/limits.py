@@ -33,6 +33,8 @@ with 30,000 of them a new connection takes 1 ms.
 EXACT = 4096
 """The largest limit against which every connection is counted."""
 
+_RESOLVED = "iifname . {ip} saddr . rt {ip} nexthop @nexthops{v}"
+
 SETS = (
     Set(LIMITED_LINKS, "ifname", "links of containers with limits", "limits"),
     *sets(
@@ -103,8 +105,8 @@ CHAINS = (
         "limit_connections",
         "how many connections a container may have, and open in a second",
         (
-            Rule("ct state != new return", "of a connection that has been counted"),
-            Rule("ct status confirmed return", "a further packet of a connection without replies"),
+            Rule("ct status confirmed return", "a further packet of a connection that has been counted"),
+            Rule("ct state != new return", "of another connection, or of none"),
             *rules("iifname . {ip} saddr @too_many_connections{v} drop", "the container has too many"),
             *rules("iifname . {ip} saddr @new_connections{v} drop", "more in a second than the container's limit"),
             *rules("iifname . {ip} saddr @connections{v} drop", "more than the container's limit"),
@@ -117,17 +119,23 @@ CHAINS = (
         ),
     ),
     Chain(
-        "limit_nexthops",
-        "the addresses that a container makes this host resolve, each of which takes a neighbour entry",
+        "limit_forwarded",
+        "limits of what containers send through this host: next hops, each of which takes a neighbour entry, "
+        "and connections",
         (
-            *rules("iifname . {ip} saddr . rt {ip} nexthop @nexthops{v} return", "resolved a short time ago"),
+            *rules(f"{_RESOLVED} goto limit_connections", "resolved a short time ago"),
             *rules("iifname . {ip} saddr @new_nexthops{v} drop", "more in a second than the container's limit"),
             *rules("add @nexthops{v} { iifname . {ip} saddr . rt {ip} nexthop }", "resolved from now on"),
+            Rule("goto limit_connections", "connections"),
         ),
     ),
-    Chain(
-        "limit_forwarded",
-        "limits of what containers send through this host",
-        (Rule("jump limit_nexthops", "neighbour entries"), Rule("goto limit_connections", "connections")),
-    ),
 )
+FORWARD = (
+    *rules(f"ct status confirmed {_RESOLVED} goto isolation", "of a counted connection, to a next hop of late"),
+    Rule("iifname @limited_links jump limit_forwarded", "limits"),
+)
+"""What ``filter_forward`` does with packets that nobody has answered yet.
+
+Of a flow without replies each packet comes here: where one look-up tells that no limit has to decide
+anything, as of nearly all of them, it is the only one.
+"""

@@ -222,6 +222,8 @@ _POLICIES = (
 )
 _VNI = "udp dport . @th,96,24"
 """UDP port and VNI of a VXLAN packet: other programs may use the same port with other VNIs. RFC 7348."""
+_OVERLAY_PACKET = f"meta l4proto udp @th,64,32 0x08000000 {_VNI} @overlay_vnis"
+"""Without the flags of a VXLAN header, which the kernel asks for too (``vxlan_rcv``), no look-up is needed."""
 _OVERLAY = (
     Set(
         OVERLAY_LINKS,
@@ -249,6 +251,8 @@ _OVERLAY = (
     ),
 )
 
+_METADATA = ("ip daddr 169.254.0.0/16", "ip daddr 100.100.100.200", "ip6 daddr { fd00:ec2::254, fd20:ce::254 }")
+"""Compared before the link is looked up: few packets are sent there."""
 _RAW = (
     Chain(
         "overlay_outer",
@@ -271,7 +275,7 @@ _RAW = (
     Chain(
         "raw_output",
         "VXLAN packets of overlay networks",
-        (Rule(f"{_VNI} @overlay_vnis goto overlay_to_peer", "to a peer"),),
+        (Rule(f"{_OVERLAY_PACKET} goto overlay_to_peer", "to a peer"),),
         hook="output",
         priority="raw",
     ),
@@ -302,7 +306,7 @@ _RAW = (
         "raw_prerouting",
         "before connection tracking: loopback addresses, forged sources, metadata services",
         (
-            Rule(f"{_VNI} @overlay_vnis goto overlay_outer", "VXLAN of an overlay network"),
+            Rule(f"{_OVERLAY_PACKET} goto overlay_outer", "VXLAN of an overlay network"),
             Rule('iif "lo" accept', "packets between this host's own processes"),
             Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
             Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
@@ -310,7 +314,10 @@ _RAW = (
             Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
             Rule("udp dport 53 iifname @limited_links jump limit_dns", "limits"),
             Rule("iifname @source_checked_links jump check_source", "ipspoofchk of ptp links, which have no bridge"),
-            Rule("iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false"),
+            *(
+                Rule(f"{each} iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false")
+                for each in _METADATA
+            ),
         ),
         hook="prerouting",
         priority="raw",
@@ -346,15 +353,9 @@ _FORWARD = (
         ),
     ),
     Chain(
-        "filter_forward",
-        "isolation: which networks may open connections to which",
+        "isolation",
+        "which networks may open connections to which",
         (
-            Rule("ct state established,related accept", "only new connections are judged"),
-            *rules(
-                "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
-            ),
-            Rule("iifname @overlay_links goto intra_network", "from a peer of an overlay network"),
-            Rule("iifname @limited_links jump limit_forwarded", "limits"),
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
             Rule(
@@ -362,15 +363,12 @@ _FORWARD = (
                 "isolation routed: open to the outside, not to containers of other networks",
             ),
         ),
-        hook="forward",
-        priority="filter",
-        formerly=("forwarding",),
     ),
     Chain(
         "ingress_policy",
         "which links may open connections to a container with an ingressPolicy",
         (
-            Rule("ct status dnat accept", "to a published port"),
+            Rule("ct status dnat return", "to a published port"),
             Rule(
                 "iifname . oifname != @intra_link iifname @ingress_policy_links drop",
                 "from another link of ingress_policy_links",
@@ -383,17 +381,24 @@ _FORWARD = (
         formerly=("separate",),
     ),
     Chain(
-        "filter_forward_policy",
-        "firewall: ingressPolicy of single containers",
+        "filter_forward",
+        "what this host forwards: the uplink's scheduler, ingressPolicy of single containers, limits, isolation",
         (
+            *uplink.FORWARD,
             Rule("ct state established,related accept", "only new connections are judged"),
             *rules(
-                "oifname . {ip} daddr @ingress_policy{v} goto ingress_policy", "to a container with an ingressPolicy"
+                "oifname . {ip} daddr @ingress_policy{v} jump ingress_policy", "to a container with an ingressPolicy"
             ),
+            *rules(
+                "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
+            ),
+            Rule('iifname "wvx*" iifname @overlay_links goto intra_network', "from a peer of an overlay network"),
+            *limits.FORWARD,
+            Rule("goto isolation", "networks"),
         ),
         hook="forward",
         priority="filter",
-        formerly=("separating",),
+        formerly=("forwarding",),
     ),
 )
 _INPUT = (
@@ -415,7 +420,7 @@ _INPUT = (
         "filter_input",
         "what containers may reach on this host",
         (
-            Rule("iifname @limited_links jump limit_connections", "limits"),
+            Rule("ct state new iifname @limited_links jump limit_connections", "limits"),
             Rule("iifname @dns_only_links goto dns_and_echo", "hostAccess dns, or internal"),
         ),
         hook="input",

@@ -120,7 +120,11 @@ def test_addresses_that_the_host_resolves_are_limited(host: Host, limit: int) ->
         assert found >= 600
         return
     assert found <= 256 + 10 * (time.monotonic() - started) + 3
-    assert site.exceeded(limits.NEW_NEXTHOPS4) > 0
+    assert (before := site.exceeded(limits.NEW_NEXTHOPS4)) > 0
+    # Nor are addresses free that have connections already, once they are not resolved any more.
+    host.run("nft", "flush", "set", "inet", "weft", "nexthops4")
+    site.flood((f"192.168.1.{1 + number}", 1024, 4000) for number in range(200))
+    assert site.exceeded(limits.NEW_NEXTHOPS4) > before
     # What the container talks to already, and its sibling's peers, can still be reached.
     host.serve_udp("outside", 7, site.lan.outside)
     assert host.fetch("sibling", site.lan.outside, 7, "udp") is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -44,6 +46,7 @@ def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
         "KEYS",
         "SETS",
         "CHAINS",
+        "FORWARD",
         "MAJOR",
         "DOWNLOAD_LINK",
         "DEFAULT",
@@ -53,6 +56,25 @@ def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
     assert names == {name for name, shape in SHAPES.items() if "dynamic" not in shape.flags}
     asked = names - {uplink.UPLINK_CLASSES}  # which says whose each class is, to weft alone
     assert all(f"@{name}\n" in TABLES.plain or f"@{name} " in TABLES.plain for name in asked)
+
+
+def test_a_packet_meets_few_chains_and_lookups() -> None:
+    """Each base chain and each look-up that no comparison precedes costs a packet 120 to 210 ns.
+
+    Of 64-byte datagrams, 1 % of the rate is 125 ns. A condition on the packet alone costs 20 to 30 ns.
+    """
+    hooks = Counter((chain.hook, chain.type) for chain in packets.TABLE.chains if chain.hook)
+    assert hooks["forward", "filter"] == 1 and hooks["prerouting", "filter"] == 2
+    looked_up = {
+        chain.name: [found[1] for rule in chain.rules if (found := re.match(r"[io]ifname @(\w+)", rule.text))]
+        for table in TABLES.tables
+        for chain in table.chains
+    }
+    assert looked_up["raw_prerouting"] == [packets.SOURCE_CHECKED_LINKS]
+    assert looked_up["filter_forward"] == [uplink.UPLINK_LINKS, uplink.UPLINK_LINKS, limits.LIMITED_LINKS]
+    # Packets of answered connections meet no more than the scheduler's.
+    rules = [rule.text for rule in next(one.rules for one in packets.TABLE.chains if one.name == "filter_forward")]
+    assert rules.index("ct state established,related accept") == 2
 
 
 def test_types_of_sets_and_maps() -> None:
