@@ -195,8 +195,7 @@ class OverlayRows(Operation):
         undoing(machine.host, self.bridge, self.link, self.subnets).make(machine.host, self.link)
 
     def is_missing(self, machine: Machine) -> bool:
-        link = machine.host.link(self.link)
-        return link is None or not link.alias.startswith(f"{self.mark}:{_stamp(self.path)} ")
+        return not applied(machine, self.link, self.mark, self.path)
 
     def mismatch(self, machine: Machine) -> str | None:
         if machine.host.link(self.link) is None or machine.host.link(self.bridge) is None:
@@ -220,6 +219,12 @@ def tunnel_elements(mark: str, link: str, bridge: str) -> tuple[Element, ...]:
     """The elements that let packets from the VXLAN link to the network's own bridge alone."""
     names = ((packets.OVERLAY_LINKS, (link,)), (packets.INTRA_NETWORK_LINKS, (link, bridge)))
     return tuple(Element(name, key, mark=mark) for name, key in names)
+
+
+def applied(machine: Machine, link: str, mark: str, path: str) -> bool:
+    """Whether a network's files are those that were applied last, by the alias of its VXLAN link."""
+    found = machine.host.link(link)
+    return found is not None and found.alias.startswith(f"{mark}:{_stamp(path)} ")
 
 
 def _stamp(path: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Interface, IPv6Network
 
 from cni_plugin.ops.links import has_mark
-from cni_plugin.ops.operation import Machine, Operation
-from cni_plugin.ops.overlay import peers_of
+from cni_plugin.ops.operation import Machine, Operation, reapply
+from cni_plugin.ops.overlay import applied, peers_of
 from weft import identity, overlay, wireguard
 from weft.errors import Conflict, Exists, Missing
 from weft.identity import ROUTE_PROTOCOL as _PROTOCOL
@@ -61,6 +61,13 @@ class WireGuardLinks(Operation):
 
     def mismatch(self, machine: Machine) -> str | None:
         return next(self._repairs(machine.host, only_tell=True), None)
+
+    def is_missing(self, machine: Machine) -> bool:
+        vxlan = identity.overlay_vxlan(identity.overlay_bridge(self.network))
+        return not applied(machine, vxlan, identity.mark("overlay", self.network), self.path)
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
 
     def undo(self, machine: Machine) -> None:
         host = machine.host

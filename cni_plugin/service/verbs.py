@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.ops import BaseRules, Bridge, Gateways, PoolLease
+from cni_plugin.ops import BaseRules, Bridge, Elements, Gateways, PoolLease
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
@@ -328,7 +328,7 @@ class Service(ServiceContext):
         new = self._unrecorded(attachment.network, shared)
         if any(isinstance(each, Gateways) for each in new):
             retire(self, attachment.network, shared)
-        if new or any(operation.is_missing(seen) for operation in shared):
+        if new or _any_is_missing(shared, seen):
             with locks.hold(self.records.shared_lock()):
                 if new:
                     refuse()
@@ -391,3 +391,12 @@ def handle(request: Request) -> Result | None:
         return Service(kernel, Host.current(kernel), log=log, caller=os.getpid()).handle(request)
     finally:
         kernel.close()
+
+
+def _any_is_missing(shared: Sequence[Operation], machine: Machine) -> bool:
+    """Whether one of a network's operations has to be applied; all its elements are looked up at once."""
+    elements = [each for operation in shared if isinstance(operation, Elements) for each in operation.elements]
+    rest = (operation for operation in shared if not isinstance(operation, Elements))
+    return any(operation.is_missing(machine) for operation in rest) or bool(
+        elements and machine.rules().missing(elements)
+    )
