@@ -265,6 +265,42 @@ def traffic(rounds: int) -> dict[str, Any]:
         host.close()
 
 
+def attaching(rounds: int) -> dict[str, Any]:
+    """Milliseconds of an ADD on an overlay network and on a bridge network, and the ratios of pairs.
+
+    Both are the whole call in one process, without an engine, on networks that have a container already;
+    the overlay network has 200 peers.
+    """
+    host = Host()
+    try:
+        cluster = Cluster(host, 1, ipv6=False)
+        cluster.absent = 200
+        cluster.write("a")
+        ipam = {"type": "host-local", "subnet": "10.50.0.0/16", "dataDir": "/var/lib/cni/bridge"}
+        keys = {"isGateway": True, "bridge": "br50", "ipam": ipam}
+        bridge = {"cniVersion": "1.1.0", "name": "flat", "type": "weft", "driver": "bridge", **keys}
+
+        def add(overlaid: bool, name: str) -> float:
+            host.container(name)
+            conf = cluster.conf("a", 1) if overlaid else bridge
+            with inside(cluster.members[1].path):
+                started = time.monotonic()
+                cluster.weft.add(conf, f"/run/netns/{name}", name)
+                return time.monotonic() - started
+
+        found: dict[str, list[float]] = {"overlay": [], "bridge": []}
+        for number in range(rounds + 1):
+            for kind in random.Random(number).sample(list(found), 2):
+                took = add(kind == "overlay", f"{kind}{number}")
+                if number:  # the first makes the network
+                    found[kind].append(took)
+        pairs = [one / other for one, other in zip(found["overlay"], found["bridge"], strict=True)]
+        medians = {f"median {kind}, ms": statistics.median(each) * 1000 for kind, each in found.items()}
+        return {"overlay/bridge": interval(pairs), "median overlay/bridge": statistics.median(pairs), **medians}
+    finally:
+        host.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/overlay", description="driver overlay, as ratios")
     parser.add_argument("--rounds", type=int, default=20)
@@ -275,6 +311,7 @@ def main() -> None:
     found: dict[str, Any] = {"load": os.getloadavg()[0], "rounds": given.rounds}
     if given.rounds:
         found |= traffic(given.rounds)
+        found["ADD"] = attaching(given.rounds)
     for key, text in (("peers", given.peers), ("flannel", given.flannel)):
         for count in filter(None, text.split(",")):
             found[f"{key} {count}"] = peers(int(count), flannel=key == "flannel")

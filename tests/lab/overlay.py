@@ -65,6 +65,8 @@ class Cluster:
             name: {number: self._blocks(name, number) for number in self.members} for name in VNIS
         }
         self.mtus: dict[int, int] = {}
+        self.absent = 0
+        """So many peers more, which have files' rows and no host."""
         for name in VNIS:
             self.write(name)
 
@@ -95,7 +97,7 @@ class Cluster:
         return [
             {
                 "name": one.name,
-                "underlay": one.underlay,
+                "underlay": self.network(name, one)["underlay"],
                 "mac": self.network(name, one)["mac"],
                 "blocks": self.blocks[name][one.number],
                 "mtu": self.mtus.get(one.number, 0),
@@ -103,6 +105,14 @@ class Cluster:
             }
             for one in self.members.values()
             if one is not member and one.number in self.blocks[name]
+        ] + [
+            {
+                "name": f"s{number}",
+                "underlay": f"198.51.100.{number}",
+                "mac": f"02:77:00:00:ff:{number:02x}",
+                "blocks": [f"10.{60 if name == 'a' else 61}.{number}.128/25"],
+            }
+            for number in range(20, 20 + self.absent)
         ]
 
     def _keys(self, name: str, member: Member) -> list[Json]:

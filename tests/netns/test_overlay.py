@@ -268,6 +268,72 @@ def test_another_program_may_use_the_port_with_another_vni(cluster: Cluster) -> 
     assert host.ping("h1", "10.99.0.2")
 
 
+def test_flannel_beside_weft(cluster: Cluster) -> None:
+    """Flannel's layout with the same UDP port: each leaves the other's rows, routes and packets alone."""
+    host = cluster.host
+    macs = {number: f"02:f1:00:00:00:{number:02x}" for number in (1, 2)}
+    for number in (1, 2):
+        other = 3 - number
+        for line in (
+            f"link add flannel.1 address {macs[number]} type vxlan id 1 local 192.0.2.{number} dstport 4789 nolearning",
+            f"address add 10.244.{number}.0/32 dev flannel.1",
+            "link set flannel.1 mtu 1450 up",
+            f"neigh replace 10.244.{other}.0 lladdr {macs[other]} dev flannel.1 nud permanent",
+            f"route replace 10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink",
+        ):
+            cluster.run(number, "ip", *line.split())
+        row = f"fdb replace {macs[other]} dev flannel.1 dst 192.0.2.{other} self permanent"
+        cluster.run(number, "bridge", *row.split())
+
+    def flannels() -> list[str]:
+        shown = (
+            "ip neigh show dev flannel.1 nud permanent",
+            "bridge fdb show dev flannel.1",
+            "ip route show dev flannel.1",
+        )
+        return [cluster.run(1, *one.split()) for one in shown]
+
+    before = flannels()
+    assert host.ping("h1", "10.244.2.0")
+    found = {number: cluster.add("a", number, f"a{number}", ipMasq=True) for number in (1, 2)}
+    assert host.ping("h1", "10.244.2.0") and host.ping("a1", address(found[2]))
+    cluster.run(1, "ip", "link", "delete", LINK)
+    cluster.reconcile("a", 1, everything=True)
+    assert flannels() == before and host.ping("h1", "10.244.2.0") and host.ping("a1", address(found[2]))
+    for number in (1, 2):
+        cluster.delete("a", number, f"a{number}")
+        cluster.collect("a", number)
+    assert flannels() == before and host.ping("h1", "10.244.2.0")
+
+
+def test_two_clusters_on_one_host(cluster: Cluster) -> None:
+    """Of other addresses and peers, with the same UDP port: a peer of one is a stranger to the other."""
+    host = cluster.host
+    del cluster.blocks["b"][3]
+    for number in (1, 2):
+        cluster.run(number, "ip", "address", "add", f"198.51.100.{number}/24", "dev", "eth0")
+        cluster.members[number].networks["b"] = {"underlay": f"198.51.100.{number}"}
+    cluster.write("b")
+    found = {network: {one: cluster.add(network, one, f"{network}{one}") for one in (1, 2)} for network in VNIS}
+    for network in VNIS:
+        assert host.ping(f"{network}1", address(found[network][2])), network
+    # Host 3 is a peer in a alone, and its packets are accepted there alone.
+    for network, expected in (("a", True), ("b", False)):
+        to = address(found[network][1])
+        assert _delivered(cluster, "h3", f"{network}1", to, _forged(cluster, network, to, 7777)) == expected
+    # One cluster's networks go, and the other's stay.
+    for number in (1, 2):
+        cluster.delete("b", number, f"b{number}")
+        cluster.collect("b", number)
+    assert host.ping("a1", address(found["a"][2]))
+    # A VNI that the host has already is refused.
+    cluster.members[1].networks["b"] = {"vni": VNIS["a"], "mac": "02:77:00:00:77:01"}
+    cluster.write("b")
+    answer = cluster.call("ADD", "b", 1, "b1")
+    assert (answer.code, f"4789 . {VNIS['a']} in overlay_vnis" in answer.text) == (101, True), answer
+    assert host.ping("a1", address(found["a"][2]))
+
+
 def test_outer_packets_are_not_tracked(cluster: Cluster) -> None:
     found = {number: cluster.add("a", number, f"a{number}") for number in (1, 2)}
     assert cluster.host.ping("a1", address(found[2]))
