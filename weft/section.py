@@ -25,6 +25,8 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.asked: set[str] | None = None
+        """The paths of the keys that a reader has asked for, in its own spelling, once this is a set."""
 
     def add(self, sentence: str) -> None:
         if len(self.found) < _MAX_PROBLEMS and sentence not in self.found:
@@ -83,6 +85,8 @@ class Section:
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is given: ``in`` tells an absent key from an empty value."""
+        if self.problems.asked is not None:
+            self.problems.asked.add(self.at(key))
         return key.casefold() in self._keys
 
     def __bool__(self) -> bool:
@@ -104,6 +108,8 @@ class Section:
 
     def raw(self, key: str) -> object:
         """The value as decoded, None if absent."""
+        if self.problems.asked is not None:
+            self.problems.asked.add(self.at(key))
         return self._keys.get(key.casefold())
 
     def problem(self, key: str, sentence: str) -> None:

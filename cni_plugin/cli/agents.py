@@ -58,6 +58,20 @@ def catalog_damages() -> list[tuple[str, str]]:
     return [(one.what, one.remedy) for one in catalog_file.damages()]
 
 
+def certificates() -> tuple[str, ...]:
+    """The certificates of the agent's configuration; () where that cannot be read, of which weft up tells."""
+    path = os.environ.get("WEFT_CONFIG") or "/etc/weft/weft.toml"
+    if not os.path.exists(path):
+        return ()
+    from cni_plugin.agent import settings  # imports much of the agent
+
+    try:
+        tls = settings.read().http.tls
+    except WeftError:
+        return ()
+    return tuple(filter(None, (tls.certificate, tls.ca))) if tls is not None else ()
+
+
 def virtual_addresses_in_kernel() -> int:
     """How many virtual addresses the kernel serves, also while no agent runs; 0 where it may not be
     asked.

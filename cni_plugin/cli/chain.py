@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cni_plugin.networks import keys
 from cni_plugin.networks.conflists import Json, NetworkList, implemented
 from cni_plugin.ops import Up
 from cni_plugin.ops.operation import Operation
@@ -145,6 +146,21 @@ class Chain:
                 request = self.request(index, Command.ADD, None)
                 assemble.read(request)
                 request.config.keys.problems.raise_any()
+
+    def unread_keys(self) -> list[tuple[str, str]]:
+        """The plugins that weft implements with what is said of each of their keys that nothing reads.
+        Raises WeftError where a plugin cannot be read at all.
+        """
+        found = []
+        for index, plugin in enumerate(self.network.types):
+            if implemented(plugin):
+                request = self.request(index, Command.ADD, None)
+                problems = request.config.keys.problems
+                problems.asked = {option.key for option in modules.declared(self.network.driver).options}
+                assemble.read(request)
+                for path, hint in keys.unread(self.network.plugins[index], problems.asked):
+                    found.append((plugin, f"has no key {path}{hint}"))
+        return found
 
     def request(self, index: int, command: Command, previous: Json | None) -> Request:
         """The call of one plugin, as a runtime would make it."""

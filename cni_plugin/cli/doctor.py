@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import click
 
 from cni_plugin.cli import agents
+from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.docker import diagnosis
-from cni_plugin.networks import conflists, findings, leases
+from cni_plugin.networks import conditions, conflists, findings, leases
+from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.service import gc, shared
+from cni_plugin.wire.plugins import OWN_NAME
+from weft import __version__
 from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
 
@@ -28,9 +33,10 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
     """Check this host and report problems with their remedies.
 
     Tests the kernel's features in an empty network namespace, then looks for leftovers, incomplete
-    attachments, differences from what was set up, and conflicts between networks. Changes nothing
-    without --repair. Exits with 1 if there are problems; a missing kernel feature is one only if a
-    network needs it.
+    attachments, differences from what was set up, conflicts between networks, keys that nothing reads,
+    and what will fail later: full disks, certificates that expire, a clock that was set back. Changes
+    nothing without --repair. Exits with 1 if there are problems; a missing kernel feature is one only if
+    a network needs it, and advice is none.
 
     \b
     Example:
@@ -38,27 +44,66 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
     """
     tool.need_records()
     abilities = tool.abilities()
-    found = _findings(tool, abilities)
+    found, advice = _sorted(_findings(tool, abilities))
     repaired: list[Finding] | None = None
     if repair:
         tool.prepare_to("repair")
         before = found
         _repair(tool)
-        found = _findings(tool, abilities)
+        found, advice = _sorted(_findings(tool, abilities))
         repaired = [one for one in before if one not in found]
     if json_output:
         body = {"abilities": [_ability(one) for one in abilities], "findings": [_finding(one) for one in found]}
+        body["advice"] = [_finding(one) for one in advice]
         as_json(body if repaired is None else {**body, "repaired": [_finding(one) for one in repaired]})
     else:
         _print(abilities, found, repaired)
+        for one in advice:
+            say(f"  advice: {one.what}")
+            say(f"    {one.remedy}")
     raise click.exceptions.Exit(1 if found else 0)
+
+
+def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
+    """The problems, and the advice."""
+    return [one for one in found if not one.advice], [one for one in found if one.advice]
 
 
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
     catalog = [Finding(what, remedy) for what, remedy in agents.catalog_damages()]
     docker = list(diagnosis.findings(tool.service.host.run))
-    return findings.every(tool.service, abilities, networks, problems) + catalog + docker
+    around = conditions.every(tool.service.reading_once(), agents.certificates())
+    return [
+        *findings.every(tool.service, abilities, networks, problems),
+        *_of_keys(tool, networks),
+        *around,
+        *_of_agent(),
+        *catalog,
+        *docker,
+    ]
+
+
+def _of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Iterator[Finding]:
+    """Keys of weft's plugins that nothing reads."""
+    for network in networks:
+        chain = Chain(tool.service, network, Target("validation", "/run/netns/validation", "eth0"), tool.path)
+        with contextlib.suppress(WeftError):  # it is reported when the network is used
+            for plugin, sentence in chain.unread_keys():
+                what = f"network {network.name}: the plugin {plugin} {sentence}"
+                remedy = f"correct or remove the key in {network.path}"
+                yield Finding(what, remedy, advice=plugin != OWN_NAME)  # runtimes add keys for other plugins
+
+
+def _of_agent() -> Iterator[Finding]:
+    """An agent of another release, and one that nothing starts again after a reboot."""
+    agent = agents.running()
+    if agent is not None and agent.report is not None and agent.report.version != __version__:
+        yield Finding(
+            f"the agent is of release {agent.report.version}, this command of {__version__}",
+            "run weft down; weft up: containers keep their networks and services their virtual addresses",
+        )
+    yield from conditions.of_units(agent is not None)
 
 
 def _repair(tool: Tool) -> None:

@@ -10,7 +10,8 @@ from cni_plugin.networks import attachments, conflists, leases, podman, pools
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.firewalls import dropped
-from cni_plugin.ops import Elements, Gateways
+from cni_plugin.ops import Gateways
+from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor, overlaps
@@ -22,7 +23,7 @@ from weft.errors import WeftError
 from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
 from weft.section import Section
-from weft.types import Subnet
+from weft.types import Side, Subnet
 
 _WITHOUT_FILE = "podman"
 """podman keeps its default network's list in memory only."""
@@ -42,13 +43,15 @@ class FixedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem and its remedy."""
+    """A problem and its remedy. ``advice``: nothing is wrong, but it could be better."""
 
     what: str
     remedy: str
     fixed_by: FixedBy = FixedBy.OPERATOR
+    advice: bool = False
 
 
+_NOWHERE = (Side.CONTAINER, "")
 _GC = "run weft gc to remove it"
 _REPAIR = "run weft doctor --repair to restore it"
 
@@ -193,18 +196,26 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
             continue
         sentences = attachments.mismatches(context, one, shared=False)
-        missing_elements = _missing_elements(context, one) if sentences else set()
+        restorable = _restorable(context, one) if sentences else set()
         for sentence in sentences:
-            if sentence in missing_elements:
+            if sentence in restorable:
                 yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
                 yield Finding(f"{one}: {sentence}", "restart the container, or detach and attach it again")
 
 
-def _missing_elements(context: ServiceContext, one: Endpoint) -> set[str]:
-    """The missing nftables elements of an endpoint, which can be restored while its container runs."""
-    elements = [each for each in one.operations if isinstance(each, Elements)]
-    return set(executor.mismatches(elements, context.machine(None)))
+def _restorable(context: ServiceContext, one: Endpoint) -> set[str]:
+    """The differences of an endpoint that can be restored while its container runs: nftables elements, the
+    ports and settings of links that are still there.
+    """
+    links = {link.name for link in context.kernel.host.links()}
+    found = [
+        each
+        for each in one.operations
+        if type(each).restore is not Operation.restore
+        and not any(side is Side.HOST and name not in links for side, name in (*each.creates, each.on_link or _NOWHERE))
+    ]
+    return set(executor.mismatches(found, context.machine(None)))
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

@@ -312,3 +312,18 @@ def test_commands_that_need_root_are_refused_without_privileges(blue) -> None:
 )
 def test_the_container_id_derived_from_a_namespace_path(netns, container) -> None:
     assert container_of(netns) == container
+
+
+def test_doctor_reports_lo_down_and_keys_that_nothing_reads(blue) -> None:
+    blue.good("attach", "blue", "c1")
+    document = blue("doctor", "--json").json
+    assert (document["findings"], document["advice"]) == ([], [])
+    blue.kernel.open("/run/netns/c1").change_link("lo", up=False)
+    content = blue.list("blue")
+    content["plugins"][0]["isGatway"] = True
+    (blue.config / "blue.conflist").write_text(json.dumps(content))
+    said = blue("doctor")
+    assert said.code == 1
+    assert "lo is down in the container" in said.out
+    assert "run nsenter --net=/run/netns/c1 ip link set lo up" in said.out
+    assert "network blue: the plugin weft has no key isGatway; did you mean isGateway?" in said.out
