@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lab.docked import Docked
+from lab.plugins import ROOT
 from lab.roots import layers
+from lab.unpacked import unpack
 from lab.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own")
@@ -175,6 +177,47 @@ def test_drivers(machine: Docked) -> None:
         (("-o", "driver=macvlan", "-o", "parent=lan9", "--subnet", "10.95.0.0/24"), 'master "lan9" not found'),
     ):
         assert said in machine.ask(*create, *options, "refused", fails=True)
+
+
+COMPOSED = """
+version: "2.4"
+services:
+  web:
+    image: page
+    command: /bin/httpd -f -p 80 -h /www
+    ports: ["8080:80"]
+    labels: {weft.service: "shop:80"}
+  client:
+    image: page
+    command: /bin/sleep 600
+    depends_on: [web]
+networks:
+  default:
+    driver: weft
+    driver_opts: {driver: bridge}
+    ipam: {driver: weft, config: [{subnet: 10.95.0.0/24}]}
+"""
+
+
+@pytest.mark.long
+def test_compose(machine: Docked) -> None:
+    """Two services on a network of weft's: names, a published port, another one, and nothing left."""
+    if machine.weft_folder != ROOT:
+        pytest.skip("this root has no docker-compose")
+    files = unpack("docker-compose")
+    machine.write("/run/shop/docker-compose.yml", COMPOSED)
+    libraries = f"PYTHONPATH={files}/usr/lib/python3/dist-packages"
+    compose = ("env", "-C", "/run/shop", libraries, "/usr/bin/python3", f"{files}/usr/bin/docker-compose")
+    machine.run(*compose, "up", "-d", timeout=300)
+    assert machine.gets("shop_client_1", "web") and machine.page("outside", "192.0.2.1:8080")
+    assert machine.resolves("shop_client_1", "shop.service.consul")
+    assert {"10.95.0.2", "10.95.0.3"} == {
+        machine.address(f"shop_{name}_1", "shop_default") for name in ("web", "client")
+    }
+    machine.run(*compose, "up", "-d", "--scale", "client=3", timeout=300)
+    assert machine.gets("shop_client_3", "web")
+    machine.run(*compose, "down", "-t", "0", timeout=300)
+    assert not machine.ask("network", "ls", "-q", "--filter", "driver=weft")
 
 
 def test_names_and_services(machine: Docked) -> None:
