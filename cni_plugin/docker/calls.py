@@ -12,6 +12,7 @@ from cni_plugin.dataplane import packets
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.docker import overlays
 from cni_plugin.docker.state import Endpoint, Json, Network
+from cni_plugin.engine.kernel import WorkerKernel
 from cni_plugin.ops import Elements
 from cni_plugin.service.handing import settle
 from cni_plugin.service.planner import attachment_of
@@ -23,8 +24,9 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from weft.errors import Missing, NamespaceProblem
 from weft.kernel.host import Host
-from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.kernel.netns import CURRENT
+from weft.kernel.nft.ruleset import Nft
 from weft.types import Attachment, Result
 
 VERSION = "1.1.0"
@@ -46,6 +48,9 @@ class Calls:
 
     def __init__(self) -> None:
         self._own = threading.local()
+        self._first = threading.Lock()
+        # Shared by all threads: what one changes in the rules would make the others verify them anew.
+        self._shared: tuple[Nft, BatchDeleter] | None = None
         # Names are published while Docker may remove the endpoint already.
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 
@@ -53,7 +58,10 @@ class Calls:
     def service(self) -> Service:
         found: Service | None = getattr(self._own, "service", None)
         if found is None:
-            kernel = LinuxKernel(TABLES)
+            with self._first:
+                if self._shared is None:
+                    self._shared = Nft(TABLES), BatchDeleter()
+            kernel = WorkerKernel(*self._shared)
             found = self._own.service = Service(kernel, Host.current(kernel))
             found.records.prepare()
         return found
@@ -99,6 +107,9 @@ class Calls:
 
     def withdraw(self, network: Network, endpoint: Endpoint, plugin: str = PORTS) -> None:
         """Publish the endpoint's ports, or names, no longer."""
+        # No endpoint is given ports meanwhile. To look first spares most calls to wait while names are published.
+        if not self._is_published(network, endpoint, plugin):
+            return
         with self._locks[endpoint.id]:
             self._withdraw(network, endpoint, plugin)
 
@@ -108,7 +119,10 @@ class Calls:
             self.service.delete(request)
 
     def is_announced(self, network: Network, endpoint: Endpoint) -> bool:
-        return self.service.records.read(replace(attachment(network, endpoint), plugin=NAMES)) is not None
+        return self._is_published(network, endpoint, NAMES)
+
+    def _is_published(self, network: Network, endpoint: Endpoint, plugin: str) -> bool:
+        return self.service.records.read(replace(attachment(network, endpoint), plugin=plugin)) is not None
 
     def remove(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the endpoint's link wherever it is, and its rules. What is gone already is fine."""

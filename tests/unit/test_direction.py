@@ -65,8 +65,8 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.wire cni_plugin.ops cni_plugin.service cni_plugin.entry"
     ),
     "cni_plugin.docker": (
-        "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan "
-        "cni_plugin.features cni_plugin.service cni_plugin.networks"
+        "weft weft.kernel weft.kernel.nft weft.kernel.netlink ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "
+        "cni_plugin.plan cni_plugin.features cni_plugin.service cni_plugin.networks cni_plugin.engine"
     ),
     "cni_plugin.cli": (
         "weft weft.kernel weft.kernel.linux weft.kernel.trace store.etcd cluster discovery discovery.consul "
