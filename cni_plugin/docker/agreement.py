@@ -18,7 +18,7 @@ from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.api import DockerApi, NoDocker
 from cni_plugin.docker.calls import Calls
 from cni_plugin.docker.driver import Networks
-from cni_plugin.docker.naming import Naming
+from cni_plugin.docker.naming import Naming, endpoints
 from cni_plugin.docker.networks import Pooled, Wanted
 from cni_plugin.docker.state import Endpoint, Json, Kept, Network, Pool
 from cni_plugin.wire.plugins import OWN_NAME
@@ -33,7 +33,8 @@ network or an endpoint only after the driver's answer.
 """
 _RETRY_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
-_TOLD = (("container", "start"), ("container", "rename"), ("network", "connect"))
+_RENAMED = ("container", "rename")
+_TOLD = (("container", "start"), _RENAMED, ("network", "connect"))
 """Events after which a container may be on another network, or has another name."""
 _NO_CONTAINER = "ep-"
 """How Docker's API names an endpoint that no container has joined."""
@@ -97,6 +98,10 @@ class Agreement:
         self._addresses = addresses
         self._naming = Naming(kept, calls)
         self._blocking = blocking
+        # Endpoints and sandboxes whose links were found there: each is looked for once, not at every event.
+        self._settled: set[tuple[str, str]] = set()
+        # Those of these whose container's names are not published yet.
+        self._unnamed: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled. dockerd need not run."""
@@ -112,9 +117,11 @@ class Agreement:
         agreeing = asyncio.create_task(self._agree_again())
         try:
             async for event in events:
-                if (event.get("Type"), event.get("Action")) in _TOLD:
+                told = (event.get("Type"), event.get("Action"))
+                if told in _TOLD:
                     await self.settle()
-                    await self._announce(_container(event), again=True)
+                    if self._unnamed or told == _RENAMED:  # else it is no container of weft's
+                        await self._announce(_container(event), again=True)
         finally:
             agreeing.cancel()
             with contextlib.suppress(asyncio.CancelledError, NoDocker):
@@ -133,10 +140,14 @@ class Agreement:
         await self._work(self._settle)
 
     def _settle(self) -> None:
-        for endpoint in list(self._kept.all(Endpoint)):
-            network = self._kept.read(Network, endpoint.network)
-            if network is not None and endpoint.sandbox:
-                self._calls.settle(network, endpoint)
+        joined = {(one.id, one.sandbox): one for one in self._kept.all(Endpoint) if one.sandbox}
+        self._settled &= joined.keys()
+        self._unnamed &= {name for name, _ in joined}
+        for key in joined.keys() - self._settled:
+            network = self._kept.read(Network, joined[key].network)
+            if network is not None and self._calls.settle(network, joined[key]):
+                self._settled.add(key)
+                self._unnamed.add(key[0])
 
     async def _work(self, work: Callable[[], object], about: str = "") -> None:
         """Run in a thread, and log what it was ``about``. What fails is tried again the next time."""
@@ -169,6 +180,7 @@ class Agreement:
         container = await self._api.container(name)
         if container is not None and container.section("State").flag("Running"):
             await self._work(partial(self._naming.announce, container, again=again))
+            self._unnamed -= set(endpoints(container))
 
     async def _seen(self) -> Seen:
         found = Seen()

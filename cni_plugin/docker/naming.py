@@ -47,6 +47,11 @@ class Naming:
                 stderr.write(f"weft docker: names of {name} on {label}: {error}\n")
 
 
+def endpoints(container: Section) -> list[str]:
+    """The ids of a container's endpoints."""
+    return [joined.text("EndpointID") for _, joined in _networks(container)]
+
+
 def _keys(container: Section, joined: Section, network: str, label: str, services: list[Json]) -> Json:
     aliases = (*joined.texts("Aliases"), *joined.texts("DNSNames"), container.text("Id")[:_SHORT_ID])
     keys: Json = {

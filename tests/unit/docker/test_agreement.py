@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -12,9 +12,11 @@ from cni_plugin.docker import agreement as module
 from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.agreement import Agreement
 from cni_plugin.docker.api import DockerApi
+from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
-from lab.libnetwork import ENDPOINT, NETWORK, Fake, address_of, call, created, joined, pool_of
+from lab.libnetwork import ENDPOINT, NETWORK, SANDBOX, Fake, address_of, call, created, joined, pool_of
+from weft import daemons
 from weft.section import Problems, Section
 
 _T = TypeVar("_T")
@@ -138,3 +140,45 @@ def test_addresses_and_pools_that_nobody_has(
 def test_unknown_endpoints_of_calls_are_no_error(driver: Networks) -> None:
     driver.leave(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
     driver.delete_endpoint(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
+
+
+class Events(FakeApi):
+    """Docker's events, and containers that run; ``asked`` are those that were inspected."""
+
+    def __init__(self, events: list[tuple[str, str, str]], running: dict[str, str]) -> None:
+        super().__init__([])
+        self._events = [("", "", ""), *events]
+        self._running = running
+        self.asked: list[str] = []
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        for kind, action, container in self._events:
+            yield {"Type": kind, "Action": action, "Actor": {"ID": container, "Attributes": {"container": container}}}
+
+    async def container(self, name: str) -> Section | None:
+        self.asked.append(name)
+        joined = {"blue": {"EndpointID": self._running[name]}}
+        found = {"Id": name, "Name": f"/{name}", "State": {"Running": True}, "NetworkSettings": {"Networks": joined}}
+        return Section(found, "container", Problems())
+
+
+def test_events_of_other_containers_cost_no_inspection(
+    kept: Kept, calls: Fake, driver: Networks, addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link may be found at another container's event, before its own container runs."""
+    monkeypatch.setattr(module, "GRACE", 60.0)
+    monkeypatch.setattr(daemons.Daemon, "ensure", lambda *_: None)
+    created(driver)
+    joined(driver)
+    calls.kernel.host.change_link(link_name(ENDPOINT), new_name="eth0", namespace=calls.kernel.add(SANDBOX))
+    starts = [("container", "start", one) for one in ("other", "own", "third")]
+    api = Events([("network", "create", ""), *starts, ("container", "rename", "third")], {
+        "other": "d" * 16, "own": ENDPOINT, "third": "e" * 16})  # fmt: skip
+
+    async def blocking(work: Callable[[], _T]) -> _T:
+        return work()
+
+    asyncio.run(Agreement(api, kept, calls, driver, addresses, blocking)._follow())
+    assert api.asked == ["other", "own", "third"]  # the last at its rename
+    network = driver.network(NETWORK)
+    assert calls.is_announced(network, driver.endpoint(call(EndpointID=ENDPOINT)))
