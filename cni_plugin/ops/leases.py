@@ -12,21 +12,34 @@ from cni_plugin.wire.result import parse, render
 from cni_plugin.wire.versions import at_least
 from ipam import host_local
 from ipam.leases import Owner
-from weft.errors import NOT_AVAILABLE, ConfigProblem, PluginFailed, WeftError
+from weft import overlay
+from weft.errors import NOT_AVAILABLE, Busy, ConfigProblem, PluginFailed, WeftError
 from weft.section import Problems
 from weft.types import Cidr, Result
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLease(Lease):
-    """Addresses from weft's pools, in host-local's file format."""
+    """Addresses from weft's pools, in host-local's file format. ``file`` is that of an overlay network, which
+    says what blocks the host has.
+    """
 
     pool: host_local.Pool
     owner: Owner
     addresses: tuple[Cidr, ...] = ()
+    file: str = ""
 
     def reserve(self, machine: Machine) -> Result:
-        return host_local.reserve(self.pool, self.owner, machine.leases)
+        """Raises Busy also where the host has just given away the block that it leased from."""
+        found = host_local.reserve(self.pool, self.owner, machine.leases)
+        if self.file:
+            # The agent takes a block out of the file, and then looks for leases; here it is the other way round.
+            blocks = overlay.read_network(self.file, self.pool.network).blocks
+            for address in (ip.address.ip for ip in found.ips):
+                if not any(one.version == address.version and address in one for one in blocks):
+                    self.undo(machine)
+                    raise Busy(f"{address} is no longer in a block of this host", hint="try again")
+        return found
 
     def preview(self, machine: Machine) -> Result:
         return host_local.preview(self.pool, self.owner, machine.leases)

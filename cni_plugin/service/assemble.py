@@ -18,6 +18,7 @@ from cni_plugin.wire.plugins import IPAM, OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam import host_local, static
 from ipam.leases import Owner
+from weft import overlay
 from weft.identity import digest
 from weft.section import Section
 from weft.types import Result
@@ -105,6 +106,9 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
         known = ", ".join(modules.plugins())
         keys.problems.add(f"weft was called as {request.plugin!r}, which is the name of no plugin; those are {known}")
         return "", ()
+    if request.plugin != OWN_NAME and not modules.declared(request.plugin).plugin:
+        keys.problems.add(f"type {request.plugin!r} is no CNI plugin: write type weft and driver {request.plugin}")
+        return "", ()
     if request.plugin != OWN_NAME:
         return request.plugin, _ordered(modules.driver(request.plugin).DRIVER.features)
     name = keys.text("driver")
@@ -172,7 +176,8 @@ def _addressed(driver: str, parts: tuple[PlanPart, ...], request: Request, ipam:
     if ipam == "dhcp":
         return Assembly(driver, parts, lease=_dhcp(request))
     if ipam == "blocks":
-        return Assembly(driver, parts, lease=PoolLease(_blocks(request), owner(request)))
+        file = overlay.configured_path(config.ipam, config.name)
+        return Assembly(driver, parts, lease=PoolLease(_blocks(request), owner(request), file=file))
     if ipam == OWN_NAME or ipam in modules.plugins():
         # It would be this very attachment, and wait for its own lock.
         config.ipam.problem(
