@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from cluster import tunnels
 from cluster.blocks import Blocks, lost
 from cluster.records import Member, Network
 from weft import identity, overlay
@@ -17,6 +18,8 @@ Json = dict[str, object]
 log = logging.getLogger(__name__)
 _OUTER = {4: 50, 6: 70}
 """Bytes of VXLAN's headers, by the IP version of the underlay."""
+_ENCRYPTED = {4: 130, 6: 150}
+"""The same with WireGuard's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,10 @@ def _kept(part: Subnet, given: set[Subnet]) -> Iterable[Subnet]:
     return (halves[0],) if len(halves) == 2 and halves[1] in given else (part,)
 
 
-def inner_mtu(host: Host, members: Iterable[Member]) -> int:
+def inner_mtu(network: Network, host: Host, members: Iterable[Member]) -> int:
     """The network's MTU: that of the smallest underlay of its hosts, less VXLAN's headers."""
     smallest = min([host.mtu, *(one.mtu for one in members if one.mtu and not one.problem)])
-    return smallest - _OUTER[host.underlay.version]
+    return smallest - (_ENCRYPTED if tunnels.wanted(network) else _OUTER)[host.underlay.version]
 
 
 def network_file(
@@ -104,7 +107,7 @@ def peers_file(
             continue
         peers.append(
             {
-                **member.keys,
+                **{key: value for key, value in member.keys.items() if key != tunnels.GENERATION},
                 "name": node,
                 "underlay": member.underlay,
                 "mac": member.mac,

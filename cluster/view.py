@@ -70,6 +70,10 @@ class View:
                 found[key.removeprefix(prefix)] = [int(one) for one in words if one in ("4", "6")]
         return found
 
+    def values_below(self, prefix: str) -> list[tuple[str, bytes]]:
+        """The keys with a prefix, and their values as they are stored."""
+        return [(key, entry.value) for key, entry in self._entries.items() if key.startswith(prefix)]
+
     def entry(self, key: str) -> Entry | None:
         return self._entries.get(key)
 

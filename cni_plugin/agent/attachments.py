@@ -15,12 +15,14 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
+from typing import Protocol
 
 from cni_plugin.agent.recorded import Recorded
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
+from discovery.reach import HOST, PUBLISHED_TAG, SCOPE_META
 from discovery.registry import Registry
 from discovery.structs import NETWORK_META, CheckDefinition, Instance, ServiceAddress, Weights
 from weft import files, remarks
@@ -54,6 +56,17 @@ class Announcement:
     services: tuple[Mapping[str, object], ...]
     nameservers: tuple[str, ...] = ()
     namespace_inode: int = 0
+    published: tuple[tuple[int, int, str], ...] = ()
+
+
+class Shared(Protocol):
+    """Names that hosts have in common (``shared_names``)."""
+
+    def networks(self) -> Collection[str]: ...
+
+    def publish(self, announced: Mapping[str, Announcement]) -> None: ...
+
+    def others(self) -> Iterator[Announcement]: ...
 
 
 class Attachments:
@@ -82,9 +95,11 @@ class Attachments:
         self._overview = overview
         self._recorded = Recorded(run)
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
-        self._offered: dict[str, Announcement] = {}
+        self._offered: dict[str, tuple[Announcement, bool]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
         self._lock = asyncio.Lock()
+        self.shared: Shared | None = None
+        """The names of containers on other hosts, once they are known."""
 
     @property
     def count(self) -> int:
@@ -95,7 +110,12 @@ class Attachments:
         """Read the files, and update DNS and the registry. Raises StoreError."""
         async with self._lock:
             found = self._read()
-            self._names.replace(networks(found.values(), self._permitted))
+            everyone = [*found.values()]
+            if self.shared is not None:
+                self.shared.publish(found)
+                own = {one.network for one in everyone}
+                everyone += (one for one in self.shared.others() if one.network in own)
+            self._names.replace(networks(everyone, self._permitted))
             if self._overview is not None:
                 # Parsing a thousand records for the first time takes a second.
                 recorded = await asyncio.to_thread(self._recorded.read)
@@ -104,17 +124,22 @@ class Attachments:
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
             for owner, one in found.items():
-                if self._offered.get(owner) != one:
+                wanted = one, self._is_of_host(one)
+                if self._offered.get(owner) != wanted:
                     shared = {str(each.get("name")) for each in one.services if each.get("shared") is True}
                     refused = await self._registry.offer(
-                        owner, list(offers(one)), shared=shared, reserved=self._reserved()
+                        owner, list(offers(*wanted)), shared=shared, reserved=self._reserved()
                     )
                     if refused:
                         self._refused[owner] = refused  # asked for again each time
                     else:
-                        self._offered[owner] = one
+                        self._offered[owner] = wanted
                         self._refused.pop(owner, None)
             self._remark(found)
+
+    def _is_of_host(self, one: Announcement) -> bool:
+        """Whether only this host has a route to the container: it is the gateway, and the network is its own."""
+        return self.shared is not None and bool(one.gateways) and one.network not in self.shared.networks()
 
     def _remark(self, found: Mapping[str, Announcement]) -> None:
         """Log and write down what is not as the attachments ask for it."""
@@ -196,6 +221,7 @@ def _announcement(path: str) -> Announcement | None:
             services=tuple(dict(one) for one in found["services"]),
             nameservers=tuple(map(str, found.get("nameservers", ()))),
             namespace_inode=int(found.get("namespace_inode", 0)),
+            published=tuple((int(host), int(inner), str(kind)) for host, inner, kind in found.get("published", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("ignoring %s: %s", path, error)
@@ -246,12 +272,14 @@ def networks(announcements: Iterable[Announcement], permitted: Collection[str] =
         )
 
 
-def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition, ...]]]:
-    """The service instances of an attachment, each with its check."""
+def offers(one: Announcement, is_of_host: bool = False) -> Iterator[tuple[Instance, tuple[CheckDefinition, ...]]]:
+    """The service instances of an attachment, each with its check; ``is_of_host``: other hosts have no route to
+    it.
+    """
     for found in one.services:
         service = Fields(found)
         try:
-            instance = _instance(one, service)
+            instance = _instance(one, service, is_of_host)
         except BadField as error:
             log.warning("ignoring a service of %s: %s", one.container, error)
             continue
@@ -265,7 +293,7 @@ def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition,
         yield instance, checks
 
 
-def _instance(one: Announcement, service: Fields) -> Instance:
+def _instance(one: Announcement, service: Fields, is_of_host: bool) -> Instance:
     name, port = service.text("name"), service.number("port", high=65535)
     protocol = service.text("protocol")
     if not name:
@@ -274,6 +302,12 @@ def _instance(one: Announcement, service: Fields) -> Instance:
     virtual = service.get("virtual")
     if virtual:
         tagged["virtual"] = ServiceAddress(virtual if isinstance(virtual, str) else "", port)
+    meta = service.string_map("meta") | {NETWORK_META: one.network}
+    if is_of_host:
+        meta[SCOPE_META] = HOST
+        for host, inner, kind in one.published:
+            if inner == port and kind == (protocol or kind):
+                tagged[PUBLISHED_TAG] = ServiceAddress("", host)
     weights = service.object_("weights") or Fields({})
     return Instance(
         node="",
@@ -283,7 +317,7 @@ def _instance(one: Announcement, service: Fields) -> Instance:
         port=port,
         protocol=protocol,
         tags=service.string_list("tags"),
-        meta=service.string_map("meta") | {NETWORK_META: one.network},
+        meta=meta,
         tagged_addresses=tagged,
         weights=Weights(weights.number("passing", default=1), weights.number("warning", default=1)),
         owner=one.owner,

@@ -25,6 +25,7 @@ from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.clustering import Clustering
 from cni_plugin.agent.dns_front import DnsFront
+from cni_plugin.agent.echo import Echo, open_sockets
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.agent.stores import open_store
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from cni_plugin.agent.overlay_host import OverlayHost
     from cni_plugin.agent.overlays import Overlays
     from cni_plugin.agent.probe_front import ProbeFront
+    from cni_plugin.agent.prober import Prober
+    from cni_plugin.agent.shared_names import SharedNames
     from discovery.api.router import Route
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
@@ -91,8 +94,16 @@ class Agent:
     """
 
     def __init__(
-        self, settings: Settings, place: DaemonSocket, spawner: Spawner, *, idle: float = 0.0, damage: str = ""
+        self,
+        settings: Settings,
+        place: DaemonSocket,
+        spawner: Spawner,
+        echo: dict[int, socket.socket],
+        *,
+        idle: float = 0.0,
+        damage: str = "",
     ) -> None:
+        self._echo = echo
         self._settings = settings
         self._spawner = spawner
         self._place = place
@@ -198,12 +209,18 @@ class Agent:
             await registry.leave()
             asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
-        new_overlays, new_host, overlay_routes = await asyncio.to_thread(_overlay)
+        new_overlays, new_host, new_names, new_peers, new_echo, overlay_routes = await asyncio.to_thread(_overlay)
         data = str(catalog_file.folder(settings) / "overlay")
         node = registry.node.name
         overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
         await self._start_part("overlay networks", overlays)
-        more = (*page_routes(overview), *overlay_routes(overlays, store))
+        if settings.store is not None:
+            attachments.shared = shared = new_names(node, store, overlays.view, overlays.view.networks)
+            overlays.on_names = lambda: self._task(self._refresh(attachments, dns))
+            await self._start_part("names of other hosts", shared)
+        peers = new_peers(overlays, new_echo(self._echo))
+        await self._start_part("probes of peers", peers)
+        more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
         api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
         await self._start_part("http", api)
         gc.freeze()
@@ -335,13 +352,22 @@ def _following() -> type[Following]:
     return Following
 
 
-def _overlay() -> tuple[type[Overlays], type[OverlayHost], Callable[[Overlays, Store], tuple[Route, ...]]]:
+def _overlay() -> tuple[
+    type[Overlays],
+    type[OverlayHost],
+    type[SharedNames],
+    type[Prober],
+    type[Echo],
+    Callable[[Overlays, Store, Prober], tuple[Route, ...]],
+]:
     """Import what overlay networks need: the service of CNI calls."""
     from cni_plugin.agent.overlay_endpoint import routes
     from cni_plugin.agent.overlay_host import OverlayHost
     from cni_plugin.agent.overlays import Overlays
+    from cni_plugin.agent.prober import Prober
+    from cni_plugin.agent.shared_names import SharedNames
 
-    return Overlays, OverlayHost, routes
+    return Overlays, OverlayHost, SharedNames, Prober, Echo, routes
 
 
 def _http() -> tuple[type[ApiServer], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]]:
@@ -388,9 +414,10 @@ starts an agent automatically; weft up starts one in the background.
 
 def _serve(path: str, idle: float) -> int:
     spawner = Spawner({dns_front.NAME: lambda: dns_worker.run, "probes": _prepare_probes})
+    echo = open_sockets()
     confinement.confine(AGENT)
     try:
-        return _serve_confined(path, spawner, idle)
+        return _serve_confined(path, spawner, echo, idle)
     finally:
         spawner.close()
 
@@ -402,16 +429,16 @@ def _prepare_probes() -> Work:
     return probe_worker.prepare()
 
 
-def _serve_confined(path: str, spawner: Spawner, idle: float) -> int:
+def _serve_confined(path: str, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:
     try:
         settings = configuration.read(path)
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
         files.make_directory(folder, "the agent's state")
         place = DaemonSocket(folder, "agent")
-        agent = Agent(settings, place, spawner, idle=idle)
+        agent = Agent(settings, place, spawner, echo, idle=idle)
         while asyncio.run(agent.run()):
             place.listen()  # close() has kept the lock
-            agent = Agent(settings, place, spawner, idle=idle, damage=agent.damage)
+            agent = Agent(settings, place, spawner, echo, idle=idle, damage=agent.damage)
     except AlreadyRunning:
         print("weft: an agent is already running in this network namespace", file=sys.stderr)
         return 3

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from cluster import networks
 from cluster.records import Member, Network
 from cni_plugin.agent.overlays import Overlays
+from cni_plugin.agent.prober import Probe, Prober
 from cni_plugin.networks import clustered
 from discovery.api import schemas
 from discovery.api.http_error import HttpError
@@ -28,6 +29,12 @@ _HOST = schemas.struct(
     Attached=schemas.BOOLEAN,
     Blocks=schemas.STRINGS,
 )
+PEER: Schema = schemas.struct(
+    "OverlayPeer",
+    **dict.fromkeys(("Node", "Network", "Address"), schemas.STRING),
+    **dict.fromkeys(("MTU", "FullMTU", "RoundTripMicroseconds", "Probed"), schemas.INTEGER),
+    Reachable=schemas.BOOLEAN,
+)
 NETWORK: Schema = schemas.struct(
     "OverlayNetwork",
     **dict.fromkeys(("Name", "ID", "Gateway", "Problem"), schemas.STRING),
@@ -41,9 +48,10 @@ NETWORK: Schema = schemas.struct(
 
 
 class OverlayEndpoint:
-    """Handlers of ``/v1/weft/networks`` and ``/v1/weft/network/NAME``."""
+    """Handlers of ``/v1/weft/networks``, ``/v1/weft/network/NAME`` and ``/v1/weft/peers``."""
 
-    def __init__(self, overlays: Overlays, store: Store) -> None:
+    def __init__(self, overlays: Overlays, store: Store, prober: Prober) -> None:
+        self._prober = prober
         self._overlays = overlays
         self._store = store
 
@@ -105,6 +113,21 @@ class OverlayEndpoint:
         await self._overlays.passed(gone, _WAIT)
         return _answer(True)
 
+    @endpoint(
+        "GET",
+        "/v1/weft/peers",
+        "The other hosts of overlay networks, as a packet of full size reaches them (not in Consul)",
+        parameters=("probe",),
+        response=schemas.list_of(PEER),
+    )
+    async def peers(self, request: HttpRequest) -> HttpResponse:
+        """With ``probe`` they are probed now, which takes seconds where one does not answer."""
+        request.acl.require("operator")
+        if request.boolean("probe"):
+            await self._prober.probe()
+        found = self._prober.found
+        return _answer([_probed(found[node]) for node in sorted(found)])
+
     def _described(self, network: Network) -> dict[str, object]:
         overlays = self._overlays
         blocks = overlays.view.blocks(network)
@@ -141,6 +164,19 @@ def _host(member: Member, blocks: list[str], probed: int) -> dict[str, object]:
     }
 
 
+def _probed(one: Probe) -> dict[str, object]:
+    return {
+        "Node": one.node,
+        "Network": one.network,
+        "Address": str(one.address),
+        "Reachable": one.reachable,
+        "MTU": one.mtu,
+        "FullMTU": one.full,
+        "RoundTripMicroseconds": round(one.round_trip * 1e6),
+        "Probed": round(one.at),
+    }
+
+
 def _answer(value: object) -> HttpResponse:
     return HttpResponse(json.dumps(value).encode())
 
@@ -155,6 +191,6 @@ def _http(error: WeftError) -> HttpError:
     return HttpError(503 if isinstance(error, StoreError) else 500, str(error))
 
 
-def routes(overlays: Overlays, store: Store) -> tuple[Route, ...]:
+def routes(overlays: Overlays, store: Store, prober: Prober) -> tuple[Route, ...]:
     """The routes that the agent's HTTP server serves in addition."""
-    return routes_of(OverlayEndpoint(overlays, store))
+    return routes_of(OverlayEndpoint(overlays, store, prober))

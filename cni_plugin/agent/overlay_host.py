@@ -6,6 +6,7 @@ Everything here blocks, and is called in one thread.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
+from cluster import tunnels
 from cluster.host_files import Host, Json, inner_mtu, network_file, text
 from cluster.records import Network
 from cni_plugin.dataplane.tables import TABLES
@@ -24,7 +26,7 @@ from cni_plugin.service.removal import remove_network
 from cni_plugin.service.verbs import Service
 from ipam.directory import as_address
 from ipam.host_local_config import DATA_DIRECTORY
-from weft import files, identity
+from weft import files, identity, wireguard
 from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
@@ -39,7 +41,8 @@ _SOMEWHERE = ip_address("192.0.2.1")
 @dataclass(frozen=True, slots=True)
 class Look:
     """What was found on this host: the networks with a file of the agent's (``joined``), those with
-    containers, the leases of each, and why it cannot take part in one that it has not joined.
+    containers, the leases of each, why it cannot take part in one that it has not joined, and its public keys of
+    each encrypted one, by generation.
     """
 
     host: Host | None
@@ -47,6 +50,7 @@ class Look:
     attached: Mapping[str, int] = field(default_factory=dict)
     leased: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     conflicts: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 class OverlayHost:
@@ -68,8 +72,8 @@ class OverlayHost:
         finally:
             kernel.close()
 
-    def look(self, networks: Iterable[Network]) -> Look:
-        """Look at everything. Raises WeftError."""
+    def look(self, networks: Iterable[Network], keys: Mapping[str, tuple[int, ...]]) -> Look:
+        """Look at everything; ``keys`` are the generations of keys that are to be made. Raises WeftError."""
         with self._service() as service:
             attached: dict[str, int] = {}
             for record in service.records.all():
@@ -80,7 +84,17 @@ class OverlayHost:
             leased = {name: frozenset(_leased(name)) for name in names}
             new = [one for one in known if not service.recorded_shared(one.name)]
             conflicts = self._conflicts(service, new) if new else {}
-            return Look(self._underlay(service), joined, attached, leased, conflicts)
+            public = {name: self._public_keys(name, generations) for name, generations in keys.items()}
+            return Look(self._underlay(service), joined, attached, leased, conflicts, public)
+
+    def _public_keys(self, name: str, generations: tuple[int, ...]) -> dict[int, str]:
+        """The public keys of an encrypted network, whose private ones are made where there are none."""
+        files.make_directory(self.folders.overlay, "the files of overlay networks")
+        path = self.folders.network_file(name)
+        before = wireguard.key_path(path, min(generations) - 1)
+        if os.path.lexists(before):
+            files.remove(before, "a private key that was replaced")
+        return {one: wireguard.make_key(path, one) for one in generations}
 
     def _underlay(self, service: Service) -> Host | None:
         host = service.kernel.host
@@ -160,6 +174,8 @@ class OverlayHost:
             except Busy as error:
                 return error.message
         files.remove(self.folders.peers_file(name), "the file of peers")
+        for each in glob.glob(f"{glob.escape(path.removesuffix('.json'))}.*.key"):
+            files.remove(each, "a private key")
         with contextlib.suppress(WeftError):
             leases.remove_unused(os.path.join(DATA_DIRECTORY, name))
         return ""
@@ -172,7 +188,12 @@ class OverlayHost:
             own = tuple(ip_network((one.network_address, length)) for one, length in lengths)
             path = there.network_file(network.name)
             host = Host(self._node, _SOMEWHERE, 1500)
-            found = network_file(replace(network, vni=network.vni or 1), host, own, (), inner_mtu(host, ()), {})
+            keys: Json = {}
+            if generation := tunnels.wanted(network):
+                keys = {tunnels.KEYS: [{tunnels.GENERATION: generation, "key": wireguard.make_key(path, generation)}]}
+            found = network_file(
+                replace(network, vni=network.vni or 1), host, own, (), inner_mtu(network, host, ()), keys
+            )
             files.write(path, text(found), "a file to try")
             config = conflists.parse(path, clustered.conflist(network, there)).plugin_config(0, {}, None)
             overlays.validate(json.dumps(config).encode())

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from cluster import nodes, records
+from cluster import nodes, records, tunnels
 from cluster.blocks import Blocks, Change, Usage, Wish, decide, freed
 from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, vtep
 from cluster.records import Member, Network
@@ -36,6 +36,7 @@ IDLE = 600.0
 GRACE = 3600.0
 """Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
 _SETTLE = 0.02
+_NAMES = f"{records.ROOT}name/"
 _RETRY = 1.0
 _HOLD = 600.0
 """Seconds that records are kept which a list of the store lacks although nobody has removed them."""
@@ -57,6 +58,8 @@ class Overlays:
         self._store = store
         self._host = host
         self._path = os.path.join(folder, "networks.json")
+        self.on_names: Callable[[], None] = lambda: None
+        """Called when names of containers on other hosts have changed."""
         self._thread = ThreadPoolExecutor(1, "overlay")
         self._wake = asyncio.Event()
         self._passed = asyncio.Condition()
@@ -89,6 +92,14 @@ class Overlays:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def probed(self, node: str, mtu: int) -> None:
+        """What a probe of a peer found: the largest packet that reached it, in bytes; 0: those of full size."""
+        if self.mtus.get(node, 0) != mtu:
+            self.mtus[node] = mtu
+            if not mtu:
+                del self.mtus[node]
+            self._wake.set()
+
     async def look_again(self) -> None:
         """Make a pass if something has changed on this host."""
         if not self.view.networks() and not self.look.joined:
@@ -119,10 +130,14 @@ class Overlays:
                 self.view.load(found, self.node)
                 self._known, self.store_problem = True, ""
                 self._note_held()
+                self.on_names()
                 self._wake.set()
                 async for batch in self._store.watch(records.ROOT, found.revision):
                     self.view.apply(batch)
-                    self._wake.set()
+                    if all(event.key.startswith(_NAMES) for event in batch.events):
+                        self.on_names()
+                    else:
+                        self._wake.set()
             except Compacted:
                 log.info("the list of networks is read again: its history is compacted")
             except StoreError as error:
@@ -171,7 +186,7 @@ class Overlays:
         if not networks and not self.look.joined and not await self._run(self._host.folders.joined):
             return  # nothing is loaded, and no kernel opened, on a host without overlay networks
         full, self._full = self._full, False
-        self.look = look = await self._run(self._host.look, list(networks.values()))
+        self.look = look = await self._run(self._host.look, list(networks.values()), self._generations())
         for network in networks.values():
             await self._guarded(network.name, self._network(network, look, full))
         for name in sorted(look.joined - networks.keys()):
@@ -184,6 +199,20 @@ class Overlays:
         if self.view.version != self._saved:
             self._saved = self.view.version
             await self._run(self.view.save, self._path)
+
+    def _generations(self) -> dict[str, tuple[int, ...]]:
+        """The generations of this host's keys of each encrypted network."""
+        encrypted = (one for one in self.view.networks().values() if tunnels.wanted(one))
+        return {
+            one.name: tunnels.generations(one, self.node, self.view.members(one.name).values()).own for one in encrypted
+        }
+
+    def _keys(self, network: Network, look: Look) -> dict[str, object]:
+        """What this host says of its keys; nothing of a network without encryption."""
+        if not tunnels.wanted(network):
+            return {}
+        found = tunnels.generations(network, self.node, self.view.members(network.name).values())
+        return tunnels.published(found, look.keys.get(network.name, {}))
 
     async def _guarded(self, name: str, work: object) -> None:
         """Do one network's part; an error is its problem and no other's."""
@@ -244,12 +273,12 @@ class Overlays:
     ) -> tuple[dict[str, object], dict[str, object]]:
         assert look.host is not None
         members = self.view.members(network.name)
-        mtu = inner_mtu(look.host, members.values())
+        mtu = inner_mtu(network, look.host, members.values())
         kept = blocks.of(self.node)
         fenced = tuple(one for one in own if not any(one.version == k.version and one.overlaps(k) for k in kept))
         mtus = {node: min(found, mtu) for node, found in self.mtus.items() if found < mtu}
         return (
-            network_file(network, look.host, own, fenced, mtu, {}),
+            network_file(network, look.host, own, fenced, mtu, self._keys(network, look)),
             peers_file(network, look.host, blocks, members, mtus),
         )
 
@@ -257,7 +286,8 @@ class Overlays:
         host = look.host or Host(self.node, network.subnets[0][0], 0)
         attached = bool(look.attached.get(network.name))
         underlay = str(look.host.underlay) if look.host is not None else ""
-        return Member(self.node, network.name, underlay, vtep(network, self.node), host.mtu, attached, problem)
+        mac, keys = vtep(network, self.node), self._keys(network, look)
+        return Member(self.node, network.name, underlay, mac, host.mtu, attached, problem, keys)
 
     async def _publish(self, network: Network, member: Member) -> None:
         """Write how this host takes part, where that has changed."""

@@ -137,7 +137,7 @@ def _settings(whole: Section) -> Settings:
         meta = {}
     scripts = whole.section("checks").flag("scripts")
     uplink.read(whole.section("uplink"))  # for what attaches containers; invalid values are refused here, too
-    dns = _naming(whole.section("dns"), datacenter)
+    dns = _naming(whole.section("dns"), datacenter, node)
     data = agent.text("data")
     acl = _acl(whole.section("acl"), data or DATA)
     cluster = _cluster(whole.section("store"), node)
@@ -278,7 +278,7 @@ def _store(section: Section) -> EtcdSettings:
     )
 
 
-def _naming(section: Section, datacenter: str) -> Naming | None:
+def _naming(section: Section, datacenter: str, node: str) -> Naming | None:
     if not section.flag("enabled", True):
         return None
     usual = Naming()
@@ -308,6 +308,7 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
         answer_limit=section.integer("answer_limit", least=0, most=1000) or 0,
         udp_size=udp_size,
         alias_domains=tuple(one.strip(".").lower() for one in section.texts("alias_domains")),
+        node=node,
     )
 
 

@@ -131,6 +131,7 @@ def _print_instances(
                     "Checked": one.checked,
                     "Output": one.why,
                     "Tags": list(one.tags),
+                    "Reach": one.reach,
                     "VirtualAddresses": list(virtual.get(one.service, ())),
                 }
                 for one in found
@@ -140,9 +141,9 @@ def _print_instances(
         click.echo(_NOTHING.format("services"), err=True)
     else:
         table(
-            ("INSTANCE", "SERVICE", "NODE", "ADDRESS", "STATUS", "TAGS", "VIRTUAL ADDRESS"),
+            ("INSTANCE", "SERVICE", "NODE", "ADDRESS", "FROM OTHER HOSTS", "STATUS", "TAGS", "VIRTUAL ADDRESS"),
             [
-                (one.id, one.service, one.node, one.place, one.health, ",".join(one.tags) or "-",
+                (one.id, one.service, one.node, one.place, one.reach, one.health, ",".join(one.tags) or "-",
                  ", ".join(virtual.get(one.service, ())) or "-")
                 for one in found
             ],

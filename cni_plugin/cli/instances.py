@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from discovery.consul.client import ApiClient, ApiError, api_path, list_of_objects
+from discovery.reach import HOST, PUBLISHED_TAG, SCOPE_META
 from discovery.structs import NODE_MAINT, SERVICE_MAINT_PREFIX
 
 _WORST = ("maintenance", "critical", "warning", "passing")
@@ -14,7 +15,8 @@ _WORST = ("maintenance", "critical", "warning", "passing")
 @dataclass(frozen=True, slots=True)
 class ServiceInstance:
     """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` is that check's
-    output. ``checked``: it has a check of its own; without one it is passing as in Consul.
+    output. ``checked``: it has a check of its own; without one it is passing as in Consul. ``reach`` is where other
+    hosts reach it: "everywhere", its published place, or "its host".
     """
 
     service: str
@@ -26,6 +28,7 @@ class ServiceInstance:
     why: str = ""
     tags: tuple[str, ...] = ()
     checked: bool = field(default=True, compare=False)
+    reach: str = ""
 
     @property
     def health(self) -> str:
@@ -55,8 +58,17 @@ def parse_instances(answer: object) -> Iterator[ServiceInstance]:
             status=status,
             why=why,
             tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
+            reach=_reach(node, service),
             checked=any(check.get("ServiceID") for check in checks),
         )
+
+
+def _reach(node: Mapping[str, object], service: Mapping[str, object]) -> str:
+    if _object(service.get("Meta")).get(SCOPE_META) != HOST:
+        return "everywhere"
+    published = _object(_object(service.get("TaggedAddresses")).get(PUBLISHED_TAG))
+    port = published.get("Port")
+    return f"{published.get('Address') or node.get('Address')}:{port}" if port else "its host"
 
 
 def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common, pairs
 from cni_plugin.cli.output import as_json, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import attachments, conflists, leases
+from cni_plugin.networks import attachments, conflists, leases, requests
 from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
@@ -234,7 +234,7 @@ def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
         "Name": one.name,
         "Id": identity(one),
         "Created": one.notes.text("created"),
-        "Scope": "swarm" if clustered.is_clustered(one) else "local",
+        "Scope": "swarm" if requests.is_clustered(one) else "local",
         "Driver": one.driver,
         "EnableIPv4": any(subnet.version == 4 for subnet in conflists.subnets(one)),
         "EnableIPv6": any(subnet.version == 6 for subnet in conflists.subnets(one)),
@@ -308,8 +308,8 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
     tool.prepare_to("remove a network")
     removed = []
     for name in names:
-        if clustered.is_clustered(tool.network_if_known(name)):
-            clustered.remove(tool, name, force)
+        if requests.is_clustered(tool.network_if_known(name)):
+            clustered.remove(name, force)
         else:
             with conflists.locked(tool.config):
                 _remove(tool, tool.network(name), force)

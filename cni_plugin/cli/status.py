@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import click
 
 from cni_plugin.agent import report as reports
-from cni_plugin.cli import agents
+from cni_plugin.cli import agents, clustered
 from cni_plugin.cli import engine as engines
 from cni_plugin.cli.agents import Running
 from cni_plugin.cli.instances import ServiceInstance, all_instances, virtual_addresses
 from cni_plugin.cli.options import common
-from cni_plugin.cli.output import age, as_json, count, fields, say
+from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
@@ -24,6 +24,7 @@ from cni_plugin.networks.attachments import State
 from cni_plugin.ops.announcement import FOLDER
 from cni_plugin.service import restorations
 from cni_plugin.service.restorations import Restorations
+from discovery.consul.client import api_path, list_of_objects
 from discovery.structs import CONSUL_SERVICE
 from weft import __version__
 from weft.errors import WeftError
@@ -33,10 +34,11 @@ _MOST_LISTED = 10
 _WORDS = ("passing", "no check", "warning", "critical", "maintenance")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @common
+@click.pass_context
 @pass_tool
-def status(tool: Tool, json_output: bool) -> None:
+def status(tool: Tool, context: click.Context, json_output: bool) -> None:
     """Show an overview: agent, engine, networks, services, warnings.
 
     Exits with 1 if there are warnings: an agent is needed and none is running, a part of it cannot start,
@@ -48,6 +50,8 @@ def status(tool: Tool, json_output: bool) -> None:
     Example:
       weft status
     """
+    if context.invoked_subcommand is not None:
+        return
     tool.need_records()
     warnings: list[str] = []
     agent, engine = agents.running(), engines.running()
@@ -113,6 +117,44 @@ def status(tool: Tool, json_output: bool) -> None:
         for warning in warnings:
             say(f"  - {warning}")
     raise click.exceptions.Exit(FAILED if warnings else 0)
+
+
+@status.command()
+@common
+@pass_tool
+def peers(tool: Tool, json_output: bool) -> None:
+    """Probe the other hosts of overlay networks with packets of full size.
+
+    Exits with 1 if one does not answer, or is reached by smaller packets only: its routes then have that
+    MTU. The agent probes twice a minute, too.
+
+    \b
+    Example:
+      weft status peers
+    """
+    with contextlib.closing(clustered.client()) as client:
+        found = list_of_objects(client.get(api_path("weft", "peers"), [("probe", "")]).json)
+    if json_output:
+        as_json(found)
+    elif not found:
+        say("no peers")
+    else:
+        table(
+            ("HOST", "NETWORK", "ADDRESS", "REACHABLE", "MTU", "ROUND TRIP"),
+            [
+                (
+                    str(one.get("Node")),
+                    str(one.get("Network")),
+                    str(one.get("Address")),
+                    "yes" if one.get("Reachable") else "no",
+                    f"{one.get('MTU')} of {one.get('FullMTU')}" if one.get("Reachable") else "-",
+                    f"{one.get('RoundTripMicroseconds')} us" if one.get("Reachable") else "-",
+                )
+                for one in found
+            ],
+        )
+    if not all(one.get("Reachable") and one.get("MTU") == one.get("FullMTU") for one in found):
+        raise click.exceptions.Exit(FAILED)
 
 
 def _of_agent(agent: Running | None) -> Sequence[tuple[str, str]]:

@@ -37,6 +37,7 @@ DRIVER = Driver(
         Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
         Option("hairpinMode", Value.FLAG, ("hairpin",)),
         Option("cluster.static", Value.TEXT, ("static",), podman=False),
+        Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=("wireguard",), podman=False),
         Option("cluster.port", Value.NUMBER, ("port",), least=1, most=65535, podman=False),
         Option("cluster.blockLength", Value.NUMBER, ("block-length",), least=8, most=30, podman=False),
     ),

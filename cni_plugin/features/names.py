@@ -64,7 +64,9 @@ _NAMES_KEYS = ("domain", "nameservers", "redirectDns", "dns")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """A container's names, and its services (each as JSON)."""
+    """A container's names, and its services (each as JSON). ``published`` are host port, container port and
+    protocol of its published ports.
+    """
 
     names: tuple[str, ...]
     services: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Names:
     gateway_is_host: bool = False
     nameservers: tuple[str, ...] = ()
     redirect: tuple[Address, ...] = ()
+    published: tuple[tuple[int, int, str], ...] = ()
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.announcement import Announced  # only networks with names need it
@@ -94,6 +97,7 @@ class Names:
             "domain": self.domain,
             "services": services,
             **({"nameservers": list(self.nameservers)} if self.nameservers else {}),
+            **({"published": [list(one) for one in self.published]} if services and self.published else {}),
         }
         announced = Announced(mark, json.dumps(document, sort_keys=True))
         result = self._resolved(context.result, gateways) if self.resolver else context.result
@@ -186,12 +190,21 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         _gateway_is_host(request, keys),
         tuple(text for text in section.texts("nameservers") if section.parse_address("nameservers", text)),
         _servers(section, "redirectDns"),
+        tuple(_published(request)),
     )
 
 
 def _servers(section: Section, key: str) -> tuple[Address, ...]:
     found = (section.parse_address(key, text) for text in section.texts(key))
     return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def _published(request: Request) -> Iterator[tuple[int, int, str]]:
+    """The ports that are published at all of the host's addresses."""
+    for entry in request.config.runtime.sections("portMappings"):
+        host, inner = (entry.integer(key, least=1, most=65535) for key in ("hostPort", "containerPort"))
+        if host and inner and entry.text("hostIP") in ("", "0.0.0.0", "::"):
+            yield host, inner, entry.text("protocol", "tcp").lower()
 
 
 def _gateway_is_host(request: Request, keys: Section) -> bool:

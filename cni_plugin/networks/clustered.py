@@ -55,6 +55,9 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
     about = dict(zip(("labels", "options", "created", "internal"), kept, strict=True))
     plugin = raw[0] if isinstance(raw[0], dict) else {}
     own = given.raw("keys") if file_keys else {}
+    if encryption := given.text("encryption", choices=overlay.ENCRYPTIONS):
+        own = {"encryption": encryption}
+    keys.problems.raise_any()
     return Network(
         name,
         identifier or sha256(name.encode()).hexdigest(),

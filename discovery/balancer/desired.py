@@ -29,6 +29,7 @@ from discovery.balancer.rules import SIZES, STICKY_SECONDS
 from discovery.balancer.settings import Address, BalancerSettings, backend_address_error, virtual_address_error
 from discovery.catalog import Catalog
 from discovery.consul.durations import parse_duration
+from discovery.reach import seen_from
 from discovery.structs import Health, Instance, Status
 from weft.service_options import Algorithm
 
@@ -171,7 +172,10 @@ def _backends(
     found: Sequence[Health], label: str, version: int, config: BalancerSettings, problems: list[str]
 ) -> list[tuple[Backend, int]]:
     backends: dict[Backend, int] = {}
-    for health in found:
+    for known in found:
+        health = seen_from(config.node, known)
+        if health is None:
+            continue
         place = _family_address(health, version)
         if place is None:
             continue

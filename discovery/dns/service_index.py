@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns.naming import ACE_PREFIX, unicode_label
+from discovery.reach import seen_from
 from discovery.structs import Health, Node, Status
 
 Visible = Callable[[str, str], bool]
@@ -35,10 +36,11 @@ class IndexedService:
 
 class ServiceIndex:
     """Looks up services and nodes. ``only_passing`` excludes instances in warning state, ``visible``
-    what queries may not see.
+    what queries may not see; instances are at the addresses that ``node`` reaches them at.
     """
 
-    def __init__(self, catalog: Catalog, only_passing: bool, visible: Visible) -> None:
+    def __init__(self, catalog: Catalog, only_passing: bool, visible: Visible, node: str = "") -> None:
+        self._node = node
         self._catalog = catalog
         self._visible = visible
         self._worst_rank = (Status.PASSING if only_passing else Status.WARNING).rank
@@ -109,8 +111,8 @@ class ServiceIndex:
         found = [
             one
             for name in names
-            for one in self._catalog.health(name)
-            if one.status.rank <= self._worst_rank and self._visible("node", one.node.name)
+            for one in (seen_from(self._node, each) for each in self._catalog.health(name))
+            if one is not None and one.status.rank <= self._worst_rank and self._visible("node", one.node.name)
         ]
         by_tag: dict[bytes, list[Health]] = {}
         for one in found:

@@ -27,7 +27,8 @@ class DnsSettings:
     the longest prefix. ``network_ttl``: of container names. ``answer_limit``: most records in an
     answer, shuffled per reply; 0 for all. ``alias_domains``: domains at and below which containers'
     names are served, beside those of their networks. ``udp_size``: largest UDP reply in bytes; 0 for what is
-    not fragmented: what the MTU carries to this host and its containers, else 1232.
+    not fragmented: what the MTU carries to this host and its containers, else 1232. ``node`` is this host's
+    name in the catalog.
 
     *Equivalent to:* Consul's ``domain``, ``alt_domain``, ``recursors`` and ``dns_config``
     (``a_record_limit``).
@@ -46,6 +47,7 @@ class DnsSettings:
     udp_size: int = 0
     network_port: int = 53
     alias_domains: tuple[str, ...] = ()
+    node: str = ""
 
     def ttl_of(self, service: str) -> int:
         """The TTL of a service's records."""

@@ -71,7 +71,7 @@ class Zone:
         if self._unsubscribe is None:
             self.cache.clear()
             self._keys_by_topic.clear()
-            self._index = ServiceIndex(self._catalog, self._settings.only_passing, self._visible)
+            self._index = ServiceIndex(self._catalog, self._settings.only_passing, self._visible, self._settings.node)
             self._unsubscribe = self._catalog.subscribe(self._on_change)
 
     def close(self) -> None:

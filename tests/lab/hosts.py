@@ -76,6 +76,22 @@ class Machine:
         self.weft("detach", network, container)
         self.run("ip", "netns", "delete", container)
 
+    def add(self, network: str, container: str, arguments: str = "", **runtime: Any) -> str:
+        """ADD as a runtime does, with CNI_ARGS and runtimeConfig; its IPv4 address."""
+        self.run("ip", "netns", "add", container)
+        path = next(one["Weft"]["File"] for one in self.weft("network", "inspect", network).json)
+        listed = self.read(path)
+        config = {**listed["plugins"][0], "name": network, "cniVersion": listed["cniVersion"], "runtimeConfig": runtime}
+        call = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container, "CNI_NETNS": f"/run/netns/{container}",
+                "CNI_IFNAME": "eth0", "CNI_PATH": str(ROOT / "bin/cni"), "CNI_ARGS": arguments}  # fmt: skip
+        argv = self.argv("env", *(f"{key}={value}" for key, value in call.items()), str(ROOT / "bin/cni/weft"))
+        found = run(*argv, stdin=json.dumps(config), environment=self.environment).json
+        return str(next(one["address"] for one in found["ips"] if "." in one["address"])).partition("/")[0]
+
+    def inside(self, container: str) -> str:
+        """The path of a container's namespace, as the test's own process sees it."""
+        return f"/proc/{self._process.pid}/root/run/netns/{container}"
+
     def ping(self, container: str, to: str, seconds: float = 10.0, *, expected: bool = True) -> bool:
         """Whether a container gets an answer; for an expected one it tries as long as that."""
         wait = ("-i", "0.2", "-w", str(int(seconds))) if expected else ("-w", "1")

@@ -2,14 +2,221 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import time
+from collections.abc import Iterator
 from itertools import permutations
+from typing import Any
 
-from lab.hosts import Machines
+import pytest
+
+from lab import namespaces
+from lab.dns import ask, question, read, records
+from lab.etcd import KILL, Cluster
+from lab.hosts import Machine, Machines
+from lab.waiting import until
+
+_SOON = 60.0
+SERVER = (
+    "import socket,sys\n"
+    "server=socket.create_server(('', 80))\n"
+    "while True:\n"
+    "    connection,_=server.accept(); connection.sendall(sys.argv[1].encode()); connection.close()\n"
+)
+CLIENT = "import socket,sys; print(socket.create_connection((sys.argv[1], 80), 5).recv(99).decode())"
 
 
-def test_a_network_is_on_every_host(hosts: Machines) -> None:
-    hosts.create("blue", "--ipv6")
-    found = {number: hosts[number].attach("blue", f"c{number}") for number in hosts.all}
-    assert len(set(found.values())) == 3
+class Blue:
+    """The network blue with a container on each host; their addresses."""
+
+    def __init__(self, hosts: Machines) -> None:
+        hosts.create("blue", "--ipv6")
+        self.at = {number: hosts[number].attach("blue", f"c{number}") for number in hosts.all}
+
+
+@pytest.fixture(scope="module")
+def blue(hosts: Machines) -> Blue:
+    return Blue(hosts)
+
+
+def cluster_of(one: Machine, network: str) -> dict[str, Any]:
+    found: dict[str, Any] = one.weft("network", "inspect", network).json[0]["Weft"]["Cluster"]
+    return found
+
+
+def test_a_network_is_on_every_host(hosts: Machines, blue: Blue) -> None:
+    assert len(set(blue.at.values())) == 3
     for client, server in permutations(hosts.all, 2):
-        assert hosts[client].ping(f"c{client}", found[server]), (client, server)
+        assert hosts[client].ping(f"c{client}", blue.at[server]), (client, server)
+    found = {number: cluster_of(hosts[number], "blue") for number in hosts.all}
+    assert found[1]["Blocks"] == found[2]["Blocks"] == found[3]["Blocks"]
+    assert {one["Node"] for one in found[1]["Blocks"]} == {"h1", "h2", "h3"}
+    assert len({hosts[number].weft("network", "inspect", "blue").json[0]["Id"] for number in hosts.all}) == 1
+    for number in hosts.all:
+        assert hosts[number].read("/etc/cni/net.d/zz-blue.conflist")["name"] == "blue"
+        assert hosts[number].read("/etc/containers/networks/blue.json")["driver"] == "overlay"
+    until(lambda: all(one["Attached"] for one in cluster_of(hosts[1], "blue")["Hosts"]), _SOON, "the use by all hosts")
+    refused = hosts[2].weft("network", "rm", "blue", check=False)
+    assert refused.code and "containers on h1, h2, h3" in refused.stderr
+    subnet = found[1]["Subnets"][0]
+    refused = hosts[3].weft("network", "create", "-d", "overlay", "other", "--subnet", subnet, check=False)
+    assert refused.code and "network blue" in refused.stderr
+
+
+def test_weft_gc_leaves_networks_without_containers(hosts: Machines) -> None:
+    hosts.create("idle", on=3)
+    hosts[2].weft("gc")
+    address = cluster_of(hosts[1], "idle")["Subnets"][0]
+    assert address in hosts[2].run("ip", "route").stdout
+    hosts[1].weft("network", "rm", "idle")
+    until(lambda: all("idle" not in hosts[n].weft("network", "ls").stdout for n in hosts.all), _SOON, "the removal")
+    until(lambda: address not in hosts[2].run("ip", "route").stdout, _SOON, "the removal of the routes")
+    assert hosts[3].run("ls", "/etc/cni/net.d").stdout.split() == ["zz-blue.conflist"]
+
+
+def test_a_host_that_uses_the_subnet_does_not_join(hosts: Machines, blue: Blue) -> None:
+    hosts[3].run("ip", "route", "add", "10.200.7.0/24", "dev", "eth0")
+    hosts[1].weft("network", "create", "-d", "overlay", "red", "--subnet", "10.200.0.0/16")
+    until(lambda: cluster_problem(hosts[1], "red", "h3"), _SOON, "the refusal of host 3")
+    assert "10.200.7.0/24" in cluster_problem(hosts[1], "red", "h3")
+    assert "10.200.7.0/24" in hosts[3].weft("status", check=False).stdout
+    assert "red" not in hosts[3].weft("network", "ls").stdout
+    hosts[3].run("ip", "route", "delete", "10.200.7.0/24", "dev", "eth0")
+    hosts[3].kill_agent()
+    hosts[3].up()
+    hosts.joined("red")
+    hosts[2].weft("network", "rm", "red")
+
+
+def cluster_problem(one: Machine, network: str, node: str) -> str:
+    hosts = cluster_of(one, network)["Hosts"]
+    return str(next((each["Problem"] for each in hosts if each["Node"] == node), ""))
+
+
+@pytest.fixture
+def server(hosts: Machines, blue: Blue) -> Iterator[None]:
+    argv = ("ip", "netns", "exec", "c2", "python3", "-c", SERVER, "two")
+    process = hosts[2].start(*argv, stderr=subprocess.DEVNULL)
+    yield
+    process.kill()
+    process.wait()
+
+
+def fetch(one: Machine, container: str, address: str) -> str:
+    argv = ("ip", "netns", "exec", container, "python3", "-c", CLIENT, address)
+    return one.run(*argv, check=False).stdout.strip()
+
+
+def test_a_service_of_another_host_has_a_virtual_address_here(hosts: Machines, blue: Blue, server: None) -> None:
+    tagged = {"virtual": {"address": "", "port": 80}}
+    service = {"name": "web", "address": blue.at[2], "port": 80, "tagged_addresses": tagged}
+    hosts[2].write("/run/web.json", json.dumps({"service": service}))
+    hosts[2].weft("services", "register", "/run/web.json")
+
+    def virtual(number: int) -> str:
+        found = hosts[number].weft("services", "list", "-detailed", "-json", check=False)
+        services = found.json if not found.code else []
+        known = [one["VirtualAddresses"] for one in services if one["Service"] == "web"]
+        return str(known[0][0]) if known and known[0] else ""
+
+    until(lambda: virtual(1), _SOON, "a virtual address")
+    for number in (1, 3):
+        until(lambda number=number: fetch(hosts[number], f"c{number}", virtual(1)) == "two", _SOON, "the answer")  # type: ignore[misc]
+    hosts[2].weft("services", "deregister", "-id=web")
+
+
+def resolved(one: Machine, container: str, name: str, server: str) -> list[str]:
+    with namespaces.inside(one.inside(container)):
+        reply = ask(server, 53, question(name), timeout=2)
+    return [text.rpartition(" ")[2] for text in records(read(reply).answer)] if reply else []
+
+
+def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
+    hosts.create("named", "--names", "--subnet", "10.150.0.0/16")
+    server = "10.150.0.1"
+    hosts[1].attach("named", "n1")
+    address = hosts[2].attach("named", "n2")
+    until(lambda: resolved(hosts[1], "n1", "weft-n2", server) == [address], _SOON, "the name of a container")
+    until(lambda: resolved(hosts[2], "n2", "weft-n1.named", server), _SOON, "the name of the other")
+    hosts[2].weft("network", "create", "plain", "--names")
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    alone = hosts[2].add("plain", "p1", "IgnoreUnknown=1;SERVICE_NAME=alone;SERVICE_PORT=80")
+    hosts[2].add("plain", "p2", "IgnoreUnknown=1;SERVICE_NAME=public;SERVICE_PORT=80", portMappings=ports)
+    spanning = hosts[2].add("named", "p3", "IgnoreUnknown=1;SERVICE_NAME=spanning;SERVICE_PORT=80")
+    until(lambda: resolved(hosts[1], "n1", "spanning.service.weft", server) == [spanning], _SOON, "a service")
+    until(
+        lambda: resolved(hosts[1], "n1", "public.service.weft", server) == [hosts[2].address], _SOON, "a published one"
+    )
+    assert resolved(hosts[1], "n1", "alone.service.weft", server) == []
+    assert resolved(hosts[2], "n2", "alone.service.weft", server) == [alone]
+    found = hosts[1].weft("services", "list", "-detailed", "-json").json
+    reach = {one["Service"]: one["Reach"] for one in found}
+    wanted = {"alone": "its host", "public": f"{hosts[2].address}:8080", "spanning": "everywhere"}
+    assert {name: reach[name] for name in wanted} == wanted
+    hosts[2].detach("named", "n2")
+    until(lambda: resolved(hosts[1], "n1", "weft-n2", server) == [], _SOON, "the end of the name")
+    hosts[1].weft("network", "rm", "--force", "named")
+
+
+def test_containers_start_while_the_cluster_is_down(hosts: Machines, blue: Blue, etcd: Cluster) -> None:
+    """Traffic goes on, agents restart from what they know, and all is caught up within seconds of its return."""
+    for member in range(3):
+        etcd.signal(member, KILL)
+    hosts[1].kill_agent()
+    assert hosts[1].ping("c1", blue.at[2])
+    hosts[1].up()
+    new = {number: hosts[number].attach("blue", f"new{number}") for number in (1, 2)}
+    assert hosts[1].ping("new1", new[2]) and hosts[2].ping("new2", blue.at[1])
+    for link in json.loads(hosts[1].run("ip", "-j", "link", "show", "type", "vxlan").stdout):
+        hosts[1].run("ip", "link", "delete", link["ifname"])
+    hosts[1].kill_agent()
+    hosts[1].up()
+    assert hosts[1].ping("c1", blue.at[3], _SOON), "the agent repairs it from what it knows"
+    for member in range(3):
+        etcd.start(member)
+    etcd.wait()
+    back = time.monotonic()
+    until(lambda: not hosts[2].weft("network", "create", "-d", "overlay", "late", check=False).code, _SOON, "a network")
+    hosts.joined("late")
+    print(f"caught up after {time.monotonic() - back:.1f} s")
+    hosts[1].weft("network", "rm", "late")
+    for number in new:
+        hosts[number].detach("blue", f"new{number}")
+
+
+def test_a_host_that_was_cut_off_catches_up(hosts: Machines, blue: Blue) -> None:
+    hosts[3].cut()
+    hosts[1].weft("network", "create", "-d", "overlay", "green")
+    late = hosts[3].attach("blue", "alone")
+    assert hosts[1].ping("c1", blue.at[2])
+    hosts[3].cut(False)
+    hosts.joined("green")
+    assert hosts[1].ping("c1", late, _SOON)
+    hosts[3].detach("blue", "alone")
+    hosts[1].weft("network", "rm", "green")
+
+
+def test_everything_goes_with_the_network(hosts: Machines, blue: Blue, etcd: Cluster) -> None:
+    for number in hosts.all:
+        hosts[number].detach("blue", f"c{number}")
+    until(lambda: not hosts[2].weft("network", "rm", "blue", check=False).code, _SOON, "the removal")
+
+    def left() -> list[str]:
+        found = []
+        for one in hosts.all.values():
+            found += json.loads(one.run("ip", "-j", "link", "show", "type", "vxlan").stdout)
+            found += one.run("ls", "/etc/cni/net.d", "/etc/containers/networks").stdout.split()[1:-1]
+            found += one.run("ip", "nexthop").stdout.splitlines()
+        return [str(one) for one in found if not str(one).endswith(":")]
+
+    until(lambda: left() == [], _SOON, "nothing left")
+    keys = etcd.ctl("get", "--prefix", "--keys-only", "/weft/v2/overlay/").stdout.split()
+    until(
+        lambda: (
+            etcd.ctl("get", "--prefix", "--keys-only", "/weft/v2/overlay/").stdout.split()
+            == ["/weft/v2/overlay/networks"]
+        ),
+        _SOON,
+        f"no keys, not {keys}",
+    )

@@ -173,8 +173,10 @@ def test_catalog_services_detailed(agent: LabAgent) -> None:
     try:
         until(lambda: agent.get("/v1/weft/virtual-addresses").json == {"web": ["10.79.0.1"]})
         rows = [re.split(r" {3,}", line) for line in good("services", "list", "-detailed").splitlines()]
-        assert rows[0] == ["INSTANCE", "SERVICE", "NODE", "ADDRESS", "STATUS", "TAGS", "VIRTUAL ADDRESS"]
-        assert ["web-1", "web", "n1", "10.0.0.5:80", "warning", "v1", "10.79.0.1"] in rows
+        assert rows[0] == [
+            *("INSTANCE", "SERVICE", "NODE", "ADDRESS", "FROM OTHER HOSTS", "STATUS", "TAGS", "VIRTUAL ADDRESS")
+        ]
+        assert ["web-1", "web", "n1", "10.0.0.5:80", "everywhere", "warning", "v1", "10.79.0.1"] in rows
         found = next(one for one in json.loads(good("services", "list", "-detailed", "--json")) if one["ID"] == "web-1")
         assert (found["Status"], found["Output"], found["VirtualAddresses"]) == ("warning", "slow", ["10.79.0.1"])
         agent.put("/v1/agent/service/maintenance/web-1?enable=true&reason=mended")

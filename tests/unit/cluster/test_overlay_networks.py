@@ -1,0 +1,191 @@
+"""Overlay networks in a store: created, removed, followed, and kept where the store forgets them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from cluster import networks, records, tunnels
+from cluster.blocks import Blocks
+from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, text
+from cluster.records import Block, DecodeError, Member, Network, block_length
+from cluster.view import View
+from store import Batch, Entry, Event, Range, Store
+from store.embedded import open_embedded
+from weft import overlay
+from weft.errors import InUse, Missing
+
+
+def network(name: str, *subnets: str) -> Network:
+    found = tuple(ip_network(one) for one in subnets)
+    return Network(name, f"{name}-id", 0, found, tuple(map(block_length, found)))
+
+
+async def opened(folder: Path) -> Store:
+    return await open_embedded(folder / "catalog.db")
+
+
+async def test_names_and_subnets_are_the_clusters(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    blue = await networks.create(store, network("blue", "10.60.0.0/16", "fd00:60::/48"))
+    assert blue.vni and blue.revision
+    with pytest.raises(InUse, match=r"10\.60\.128\.0/17 overlaps with 10\.60\.0\.0/16 of network blue"):
+        await networks.create(store, network("red", "10.60.128.0/17"))
+    with pytest.raises(InUse, match="name blue already exists"):
+        await networks.create(store, network("blue", "10.61.0.0/16"))
+    made = await asyncio.gather(
+        *(networks.create(store, network(f"n{number % 3}", "10.62.0.0/16")) for number in range(6)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(one, Network) for one in made) == 1, "of networks at once that overlap one is made"
+    await store.put(records.member_key("h1", "blue"), records.encode(member("h1", attached=True)))
+    await store.put(records.block_key("blue", ip_network("10.60.1.0/24")), records.encode(block(1)))
+    with pytest.raises(InUse, match="containers on h1"):
+        await networks.remove(store, "blue")
+    await store.put(records.member_key("h1", "blue"), records.encode(member("h1")))
+    await networks.remove(store, "blue")
+    left = [one.key.removeprefix(records.ROOT) for one in (await store.range(records.ROOT)).entries]
+    assert not any("blue" in one for one in left if not one.startswith("member/")), left
+    with pytest.raises(Missing):
+        await networks.remove(store, "blue")
+    await networks.create(store, network("red", "10.60.128.0/17"))
+    await store.close()
+
+
+def member(node: str, *, attached: bool = False, **more: object) -> Member:
+    number = int(node.removeprefix("h"))
+    found = Member(node, "blue", f"192.0.2.{number}", f"02:77:00:00:00:{number:02x}", 1500, attached)
+    return replace(found, **more)  # type: ignore[arg-type]
+
+
+def block(number: int, node: str = "") -> Block:
+    return Block(ip_network(f"10.60.{number}.0/24"), node or f"h{number}", created=number, revision=number)
+
+
+def entries(count: int, revision: int = 50) -> list[Entry]:
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100)
+    values = {blue.key: records.encode(blue), records.LIST: b"blue", records.vni_key(100): b"blue"}
+    for number in range(1, count + 1):
+        values[records.block_key("blue", block(number).subnet)] = records.encode(block(number))
+        values[records.member_key(f"h{number}", "blue")] = records.encode(member(f"h{number}"))
+    return [Entry(key, value, revision, revision, 1) for key, value in values.items()]
+
+
+def test_a_view_follows_and_is_kept_in_a_file(tmp_path: Path) -> None:
+    view = View()
+    view.load(Range(tuple(entries(3)), 50), "h1")
+    blue = view.network("blue")
+    assert blue is not None and view.blocks(blue).owners() == {f"h{n}": [block(n).subnet] for n in (1, 2, 3)}
+    key = records.block_key("blue", block(3).subnet)
+    view.apply(Batch(51, (Event(key, None, None, 51),)))
+    assert "h3" not in view.blocks(blue).owners() and not view.held
+    bad = Entry(records.member_key("h2", "blue"), b'{"underlay": "x"}', 52, 52, 2)
+    view.apply(Batch(52, (Event(bad.key, bad, None, 52),)))
+    assert view.member("h2", "blue") is None and list(view.damaged) == [bad.key]
+    view.save(str(tmp_path / "networks.json"))
+    other = View()
+    assert other.restore(str(tmp_path / "networks.json"))
+    assert other.networks().keys() == {"blue"} and other.blocks(blue).owners() == view.blocks(blue).owners()
+    (tmp_path / "networks.json").write_text("{")
+    assert not View().restore(str(tmp_path / "networks.json"))
+
+
+def test_a_list_that_has_lost_records_is_not_believed() -> None:
+    view = View()
+    view.load(Range(tuple(entries(20)), 50), "h1")
+    fewer = entries(20)
+    lost = {records.block_key("blue", block(n).subnet) for n in range(2, 14)}
+    view.load(Range(tuple(one for one in fewer if one.key not in lost), 60), "h1")
+    blue = view.network("blue")
+    assert blue is not None and len(view.blocks(blue).owners()) == 20 and view.held == lost
+    view.drop_held()
+    assert len(view.blocks(blue).owners()) == 8
+    view.load(Range(tuple(entries(20)[:-4]), 70), "h1")
+    assert not view.held, "a few may have gone"
+    older = View()
+    older.load(Range(tuple(entries(3)), 50), "h1")
+    older.load(Range((), 3), "h1")
+    assert older.networks().keys() == {"blue"} and len(older.held) == len(entries(3)), "an older store"
+    removed = View()
+    removed.load(Range(tuple(entries(3)), 50), "h1")
+    removed.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
+    assert not removed.networks() and not removed.held, "the network was removed"
+
+
+def test_the_files_of_a_host(tmp_path: Path) -> None:
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100)
+    host = Host("h1", ip_address("192.0.2.1"), 1500)
+    members = {f"h{n}": member(f"h{n}") for n in (1, 2, 3, 4, 5, 6)}
+    members["h3"] = replace(members["h3"], mtu=1400)
+    members["h4"] = replace(members["h4"], problem="its subnet is in use", mtu=900)
+    members["h5"] = replace(members["h5"], underlay="10.60.9.9")
+    members["h6"] = replace(members["h6"], mac=members["h2"].mac)
+    blocks = Blocks(blue, tuple(block(n) for n in range(1, 7)))
+    mtu = inner_mtu(blue, host, members.values())
+    assert mtu == 1350
+    path = tmp_path / "blue.json"
+    own = own_blocks(blocks, "h1", (), ())
+    path.write_bytes(text(network_file(blue, host, own, (), mtu, {})))
+    (tmp_path / "blue.peers.json").write_bytes(text(peers_file(blue, host, blocks, members, {"h2": 1300})))
+    read = overlay.read_network(str(path), "blue")
+    assert read.blocks == (block(1).subnet,) and read.kept and overlay.is_kept(str(path))
+    peers = overlay.read_peers(read, str(path))
+    assert [(one.name, one.mtu) for one in peers] == [("h2", 1300), ("h3", 0)], "what does not fit is left out"
+    half = block(1).subnet.subnets(1)
+    assert own_blocks(blocks, "h1", (), [[*half][1]]) == (ip_network("10.60.1.0/25"),)
+
+
+def test_keys_are_replaced_in_steps() -> None:
+    blue = replace(network("blue", "10.60.0.0/16"), keys={"encryption": "wireguard", "generation": 2})
+
+    def says(node: str, sending: int, *generations: int) -> Member:
+        keys = [{"generation": one, "key": "k"} for one in generations]
+        return member(node, keys={"keys": keys, "generation": sending})
+
+    def found(*others: Member) -> tuple[tuple[int, ...], int]:
+        decided = tunnels.generations(blue, "h1", others)
+        return decided.own, decided.sending
+
+    assert tunnels.generations(replace(blue, keys={"encryption": "wireguard"}), "h1", ()).own == (1,)
+    assert found(says("h2", 1, 1), says("h3", 1, 1, 2)) == ((1, 2), 1)
+    assert found(says("h2", 1, 1, 2), says("h3", 1, 1, 2)) == ((1, 2), 2)
+    assert found(says("h2", 2, 1, 2), says("h3", 1, 1, 2)) == ((1, 2), 2)
+    assert found(says("h2", 2, 1, 2), says("h3", 2, 2)) == ((2,), 2)
+    assert tunnels.wanted(replace(blue, keys={})) == 0
+    assert inner_mtu(blue, Host("h1", ip_address("192.0.2.1"), 1500), ()) == 1370
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network/blue", '{"subnets": ["10.60.0.0/16"], "blocks": [24]}'),
+        ("network/blue", '{"vni": 5, "subnets": ["10.60.0.0/16"], "blocks": [8]}'),
+        ("network/blue", '{"vni": 5, "subnets": ["10.60.0.0/16", "10.61.0.0/16"], "blocks": [24, 24]}'),
+        ("network/..", '{"vni": 5, "subnets": ["10.60.0.0/16"], "blocks": [24]}'),
+        ("block/blue/10.60.1.0-24", "{}"),
+        ("block/blue/10.60.1.0-24", '{"node": "h1", "parts": {"10.61.0.0/25": "h2"}}'),
+        ("block/blue/10.60.1.7-24", '{"node": "h1"}'),
+        ("member/h1/blue", '{"underlay": "nowhere", "mac": "02:00:00:00:00:01"}'),
+        ("member/h1/blue", '{"underlay": "192.0.2.1", "mac": "ff:ff:ff:ff:ff:ff"}'),
+        ("member/h1/blue", "[" * 10000),
+    ],
+)
+def test_invalid_values_are_refused(key: str, value: str) -> None:
+    with pytest.raises(DecodeError):
+        records.decode(Entry(records.ROOT + key, value.encode(), 1, 1, 1))
+
+
+def test_values_are_decoded_as_they_were_encoded() -> None:
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100, gateway=ip_address("10.60.0.9"), plugin={"driver": "x"})
+    half = (ip_network("10.60.1.128/25"), "h2")
+    for key, value in (
+        (blue.key, blue),
+        (records.block_key("blue", block(1).subnet), replace(block(1), parts=(half,))),
+        (records.member_key("h1", "blue"), member("h1", attached=True)),
+    ):
+        found = records.decode(Entry(key, records.encode(value), 1, 1, 1))
+        assert found == replace(value, revision=1)  # type: ignore[type-var]
