@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 from cni_plugin.wire import frame, versions
+from cni_plugin.wire.plugins import NETAVARK_DRIVERS
 from weft import __version__
 
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
@@ -29,6 +30,7 @@ def definitions() -> tuple[str, ...]:
         "-DVERSIONS=" + ",".join(f'"{version}"' for version in versions.ALL),
         f"-DFIRSTS={firsts}",
         f'-DNETAVARK="{frame.NETAVARK}"',
+        f"-DNETAVARK_DRIVERS={', '.join(json.dumps(one) for one in NETAVARK_DRIVERS)}",
         f"-DNETAVARK_INFO={json.dumps(versions.NETAVARK_INFO)}",
     )
 

@@ -12,6 +12,7 @@ import sys
 
 from cni_plugin.entry import cni
 from cni_plugin.wire import versions
+from cni_plugin.wire.plugins import NETAVARK_DRIVERS
 from weft import stderr
 
 TYPE_CHECKING = False
@@ -66,7 +67,7 @@ def arguments_of_netavark(plugin: str) -> list[str]:
     """The arguments of a call by netavark, whose plugins get a command as an argument; those of CNI get
     none.
     """
-    called = plugin == "weft" and not os.environ.get("CNI_COMMAND") and 1 < len(sys.argv) < 4
+    called = plugin in ("weft", *NETAVARK_DRIVERS) and not os.environ.get("CNI_COMMAND") and 1 < len(sys.argv) < 4
     return sys.argv[1:] if called and sys.argv[1] in _NETAVARK_COMMANDS else []
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from cni_plugin.entry import build
 from cni_plugin.plan import modules
-from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.plugins import NETAVARK_DRIVERS, OWN_NAME
 from weft.errors import Conflict, WeftError
 
 _LONGEST_SHEBANG = 255  # bytes, execve(2)
@@ -123,13 +123,20 @@ def choose_interpreter(candidates: Sequence[str]) -> str:
     )
 
 
+def links() -> tuple[str, ...]:
+    """The names under which runtimes find weft: those of the plugins that it replaces, and of the drivers that
+    podman takes for plugins.
+    """
+    return (*modules.plugins(), *NETAVARK_DRIVERS)
+
+
 def make(folder: str, installation: Installation, compiled: bytes | None, *, replace: bool) -> None:
     """Create or update the folder, and the scripts that the client executes.
 
     Raises Conflict, having changed nothing, where other plugins have one of the names, unless
     ``replace``.
     """
-    foreign = [name for name in modules.plugins() if _is_foreign(os.path.join(folder, name))]
+    foreign = [name for name in links() if _is_foreign(os.path.join(folder, name))]
     if foreign and not replace:
         raise Conflict(
             f"{folder} already contains {', '.join(foreign)} of another project",
@@ -138,7 +145,7 @@ def make(folder: str, installation: Installation, compiled: bytes | None, *, rep
     installation.write_scripts()
     os.makedirs(folder, mode=0o755, exist_ok=True)
     write_executable(os.path.join(folder, OWN_NAME), installation.client(compiled))
-    for name in modules.plugins():
+    for name in links():
         link = os.path.join(folder, name)
         if not (os.path.islink(link) and os.readlink(link) == OWN_NAME):
             with contextlib.suppress(FileNotFoundError):  # of a killed process

@@ -18,7 +18,7 @@ from cni_plugin.entry import cni
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Driver, Parent, Value
 from cni_plugin.wire import channel, document, versions
-from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.plugins import NETAVARK_DRIVERS, OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from weft.errors import ConfigProblem, WeftError
 from weft.section import Problems, Section
@@ -118,13 +118,16 @@ class Network:
         self.internal = section.flag("internal")
         self.asks_names = section.flag("dns_enabled")
         options = section.section("options")
-        driver = options.text("driver") or "bridge"
+        # A name of weft's own drivers that netavark takes for the plugin's is the driver.
+        driver = section.text("driver")
+        if driver not in NETAVARK_DRIVERS:
+            driver = options.text("driver") or "bridge"
         self.about = modules.declared(driver)
         self.options = self._options(options)
         ipam = section.section("ipam_options")
         self.ipam = ipam.text("driver", choices=("", *_IPAM)) or ("host-local" if section.items("subnets") else "none")
         self.driver = driver
-        if self.about.link_kind is None:
+        if self.about.link_kind is None and not (self.driver in NETAVARK_DRIVERS and self.about.on_host):
             listed = (name for name in modules.drivers() if modules.declared(name).link_kind is not None)
             options.problem("driver", f"is not supported by podman's networks: must be one of {', '.join(listed)}")
 
@@ -156,6 +159,10 @@ class Network:
 
     def config(self) -> Json:
         """The CNI configuration of the network, without what concerns one container."""
+        if self.about.clustered:
+            from cni_plugin.entry import netavark_cluster
+
+            return netavark_cluster.config(self.name, _VERSION)
         options = {key: value for key, value in self.options.items() if key not in ("no_default_route", "metric")}
         link = self._section.text("network_interface") or str(options.pop("parent", ""))
         options.pop("parent", None)
@@ -224,6 +231,12 @@ class Call:
         section = Section(given, "", problems)
         own = section.section("network_options")
         network = Network(section.section("network"))
+        if network.about.on_host:
+            problems.add(
+                f"network {network.name} is the host's own, and podman gives each container another: "
+                "podman run --network host"
+            )
+            problems.raise_any()
         self.container = section.text("container_id")
         self.interface = own.text("interface_name")
         self.internal = network.internal
@@ -299,6 +312,13 @@ def created(value: Json) -> Json:
     ipam = asked or (network.about.default_ipam if network.about.addresses else "none")
     if ipam != "none" and not network.about.addresses:
         section.section("ipam_options").problem("driver", f"must be none: driver {network.driver} assigns no addresses")
+    if network.about.clustered:
+        from cni_plugin.entry import netavark_cluster
+
+        given = _object(section.raw("options"))
+        options = {_OTHER_NAMES.get(key, key): str(text) for key, text in given.items()}
+        problems.raise_any()
+        return netavark_cluster.create(section, value, options, names=network.asks_names)
     if ipam != "host-local" and section.items("subnets"):
         section.problem("subnets", f"cannot be given with the ipam driver {ipam}")
     problems.raise_any()
@@ -310,8 +330,9 @@ def created(value: Json) -> Json:
         found["subnets"] = _subnets(section, network)
     found["ipam_options"] = {**_object(value.get("ipam_options")), "driver": ipam}
     found["dns_enabled"] = network.asks_names and network.can_have_names and ipam == "host-local"
-    # What setup would refuse is refused now: the same reading, for a container that there might be.
-    _tried(found)
+    if not network.about.on_host:
+        # What setup would refuse is refused now: the same reading, for a container that there might be.
+        _tried(found)
     return found
 
 

@@ -4,7 +4,7 @@
  * It answers VERSION, netavark's info and a call without CNI_COMMAND itself. In every other case (no engine, a
  * terminal, closed descriptors, WEFT_DEBUG or WEFT_LOG, a request that the engine declines) it executes the
  * launcher, which serves the call in this process. The protocol is described in wire/frame.py; shim.py is the same
- * client in Python. The build defines OWN_VERSION, EQUALLED, VERSIONS, FIRSTS, NETAVARK and NETAVARK_INFO; the
+ * client in Python. The build defines OWN_VERSION, EQUALLED, VERSIONS, FIRSTS and NETAVARK…; the
  * installation fills in the paths (build.py).
  */
 #define _GNU_SOURCE
@@ -108,8 +108,11 @@ static void serve_here(int input_was_read) {
 
 /* Note a call by netavark or podman, which passes its plugins a command as argument. */
 static void read_netavark(int count, char **arguments) {
-    static const char *const commands[] = {"create", "info", "setup", "teardown"};
-    for (size_t each = 0; strcmp(plugin, "weft") == 0 && count > 1 && count < 4 && each < 4; each++)
+    static const char *const commands[] = {"create", "info", "setup", "teardown"}, *const names[] = {"weft", NETAVARK_DRIVERS};
+    int known = 0;
+    for (size_t each = 0; each < sizeof names / sizeof *names; each++)
+        known |= strcmp(plugin, names[each]) == 0;
+    for (size_t each = 0; known && count > 1 && count < 4 && each < 4; each++)
         if (strcmp(arguments[1], commands[each]) == 0) {
             netavark_command = arguments[1];
             netavark_namespace = count > 2 ? arguments[2] : NULL;

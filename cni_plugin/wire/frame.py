@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
 
-from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.plugins import NETAVARK_DRIVERS, OWN_NAME
 
 PROTOCOL = 1
 MAGIC = b"WEFT"
@@ -59,7 +59,11 @@ class RequestFrame:
     @property
     def netavark(self) -> list[str]:
         """The arguments of a call by netavark; none of a call by CNI."""
-        if self.plugin != OWN_NAME or self.environment.get("CNI_COMMAND") or not self.environment.get(NETAVARK):
+        if (
+            self.plugin not in (OWN_NAME, *NETAVARK_DRIVERS)
+            or self.environment.get("CNI_COMMAND")
+            or not self.environment.get(NETAVARK)
+        ):
             return []
         return [self.environment[name] for name in (NETAVARK, "CNI_NETNS") if name in self.environment]
 

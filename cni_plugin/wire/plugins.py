@@ -7,3 +7,6 @@ OWN_NAME = "weft"
 
 IPAM = {"host-local": True, "static": True, "dhcp": False}
 """The reference IPAM plugins that weft is, and whether each reads CNI_ARGS."""
+
+NETAVARK_DRIVERS = ("overlay", "host")
+"""Drivers that podman finds by their own names, as plugins of netavark: ``podman network create -d overlay``."""

@@ -167,3 +167,30 @@ def test_the_docker_compatible_api(podman: Podman, create: Create, roots: list[s
         ask("DELETE", "/networks/green")
     finally:
         podman.run("sh", "-c", "kill $(cat /run/service.pid)")
+
+
+def test_the_drivers_overlay_and_host_by_their_own_names(podman: Podman, create: Create, roots: list[str]) -> None:
+    """As docker's: podman takes a driver's name for that of a plugin. The agent serves a cluster of one host."""
+    podman.write("/etc/weft/weft.toml", '[agent]\nnode = "h1"\naddress = "192.0.2.1"\n')
+    podman.weft("down")
+    assert podman.weft("up", "--config", "/etc/weft/weft.toml").code == 0
+    podman.podman("network", "create", "-d", "overlay", "my-overlay")
+    defined = podman.defined("my-overlay")
+    assert defined["driver"] == "overlay"
+    first = podman.up("c1", roots[0], network="my-overlay")
+    second = podman.up("c2", roots[1], "-p", "8080:80", network="my-overlay")
+    assert first.startswith("10.128.") and first != second
+    assert podman.ping("c1", second) and podman.ping("c1", "c2") and podman.ping("c1", OUTSIDE)
+    inspected = json.loads(podman.weft("network", "inspect", "my-overlay").stdout)[0]
+    assert inspected["Id"] == defined["id"] and inspected["Driver"] == "overlay"
+    refused = podman.weft("network", "rm", "my-overlay")
+    assert refused.code and "containers on h1" in refused.stderr
+    podman.podman("rm", "-fa", "-t0")
+    create("my-host", "-d", "host")
+    refused = podman.start_one("c3", roots[2], network="my-host")
+    assert refused.code and "--network host" in refused.stderr
+    podman.podman("rm", "-fa", "-t0")
+    assert podman.until(f"{podman.weft_folder}/bin/weft", "network", "rm", "my-overlay").code == 0
+    assert podman.until("sh", "-c", "! podman network exists my-overlay").code == 0
+    podman.weft("down")
+    podman.run("rm", "/etc/weft/weft.toml")

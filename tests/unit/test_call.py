@@ -244,6 +244,7 @@ def test_version_imports_few_modules(launch: Launch) -> None:
         "cni_plugin.wire",
         "cni_plugin.wire.channel",
         "cni_plugin.wire.failure",
+        "cni_plugin.wire.plugins",
         "cni_plugin.wire.probe",
         "cni_plugin.wire.versions",
         "weft",
