@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from cni_plugin.cli import agents
+from cni_plugin.cli import agents, clustered
 from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
@@ -79,6 +79,7 @@ def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
         *_of_keys(tool, networks),
         *around,
         *_of_agent(),
+        *clustered.findings(),
         *catalog,
         *docker,
     ]
