@@ -11,6 +11,7 @@ from cni_plugin.cli.chain import Chain, Step, Target
 from cni_plugin.cli.listing import answer
 from cni_plugin.cli.options import attachment_options, common, container_of, namespace_path, runtime_config, target
 from cni_plugin.cli.output import as_json, say
+from cni_plugin.cli.ports import shown
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.conflists import implemented
@@ -161,24 +162,25 @@ def attach(
             f"{endpoint.container}/{ifname} is already attached to {network}",
             hint=f"use another --ifname or --container, or run weft detach {network} {netns} first",
         )
-    chain = Chain(tool.service, found, endpoint, tool.path, runtime_config(publish, addresses, mac))
+    capabilities = runtime_config(publish, addresses, mac)
+    chain = Chain(tool.service, found, endpoint, tool.path, capabilities)
     result = chain.add()
     if json_output:
         as_json(result)
     else:
-        for line in _result_lines(chain.parsed(result), endpoint, publish):
+        for line in _result_lines(chain.parsed(result), endpoint, tuple(map(shown, capabilities.ports))):
             say(line)
 
 
-def _result_lines(result: Result, endpoint: Target, publish: tuple[str, ...]) -> Iterator[str]:
+def _result_lines(result: Result, endpoint: Target, ports: tuple[str, ...]) -> Iterator[str]:
     """A result as one line, and one for published ports."""
     addresses = ", ".join(str(ip.address) for ip in result.ips)
     gateways = ", ".join(dict.fromkeys(str(ip.gateway) for ip in result.ips if ip.gateway))
     mac = next((one.mac for one in result.interfaces if one.name == endpoint.interface and one.sandbox), "")
     words = [addresses, f"gateway {gateways}" if gateways else "", f"mac {mac}" if mac else ""]
     yield f"{endpoint.container}/{endpoint.interface}: {', '.join(word for word in words if word) or 'attached'}"
-    if publish:
-        yield f"published: {', '.join(publish)}"
+    if ports:
+        yield f"published: {', '.join(ports)}"
 
 
 @click.command()

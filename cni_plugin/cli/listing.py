@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 
 import click
 
 from cni_plugin.cli.chain import Chain, Target
+from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -21,9 +23,11 @@ from cni_plugin.service import executor
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
-from weft.errors import UnknownContainer
+from weft.errors import BadOption, UnknownContainer
 from weft.types import Result
 
+_FILTERS = ("name", "id", "network", "state", "status")
+_FIELDS = ("Name", "Container", "Network", "Interface", "Addresses", "MAC", "Ports", "Age", "State")
 _HEADER = ("NAME", "CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
 
 
@@ -32,8 +36,26 @@ _HEADER = ("NAME", "CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "POR
 @click.option("--network", "wanted", metavar="NAME", default="", help="Only show attachments to this network.")
 @click.option("--no-trunc", is_flag=True, help="Do not truncate container ids.")
 @click.option("-q", "--quiet", is_flag=True, help="Only print container ids.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Compatibility with docker: all are always listed.")
+@click.option("-n", "--noheading", is_flag=True, help="Print no header.")
+@click.option(
+    "-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Filter by name, id, network, state."
+)
+@click.option(
+    "--format", "form", default="", metavar="FORMAT", help="json, table, or fields: '{{.Name}} {{.Addresses}}'."
+)
 @pass_tool
-def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) -> None:
+def ps(
+    tool: Tool,
+    wanted: str,
+    no_trunc: bool,
+    quiet: bool,
+    everything: bool,
+    noheading: bool,
+    filters: tuple[str, ...],
+    form: str,
+    json_output: bool,
+) -> None:
     """List the attachments on this host.
 
     NAME is what the container's owner calls it: podman, nerdctl, ctr, Kubernetes, ip netns. Every command
@@ -49,13 +71,38 @@ def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) 
     tool.need_records()
     found = [one for one in attachments.endpoints(tool.service) if not wanted or one.network == wanted]
     named = owners.names(one.container for one in found)
+    found = _filtered(found, named, filters)
     if json_output:
         as_json([summary(one, named.get(one.container)) for one in found])
     elif quiet:
         for container in dict.fromkeys(one.container for one in found):
             say(container if no_trunc else owners.short(container, named.get(container)))
     else:
-        table(_HEADER, [_row(one, named.get(one.container), no_trunc) for one in found])
+        rows = [_row(one, named.get(one.container), no_trunc) for one in found]
+        if form:
+            print_rows([dict(zip(_FIELDS, row, strict=True)) for row in rows], _FIELDS, form)
+        else:
+            table(() if noheading else _HEADER, rows)
+
+
+def _filtered(found: list[Endpoint], named: Mapping[str, OwnerName], filters: tuple[str, ...]) -> list[Endpoint]:
+    """The endpoints that match one value of each filtered key, as in docker. Raises BadOption."""
+    wanted: dict[str, list[str]] = {}
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if key not in _FILTERS or not equals:
+            raise BadOption(f"invalid --filter {text!r}: must be KEY=VALUE with one of {', '.join(_FILTERS)}")
+        wanted.setdefault(key, []).append(value)
+    tests: dict[str, Callable[[Endpoint, str], bool]] = {
+        "name": lambda one, value: one.container in named and value in named[one.container].name,
+        "id": lambda one, value: value in one.container,
+        "network": lambda one, value: one.network == value,
+        "state": lambda one, value: str(one.state) == value,
+        "status": lambda one, value: str(one.state) == value,
+    }
+    return [
+        one for one in found if all(any(tests[key](one, each) for each in values) for key, values in wanted.items())
+    ]
 
 
 def _row(one: Endpoint, name: OwnerName | None, no_trunc: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import click
 
 from cni_plugin.cli import clustered
 from cni_plugin.cli.chain import Chain, Target
+from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common, pairs
 from cni_plugin.cli.output import as_json, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -23,6 +24,7 @@ from cni_plugin.service.removal import remove_network
 from weft.errors import BadOption, ConfigProblem, InUse
 
 _ALIASES = {"list": "ls", "remove": "rm"}
+_FIELDS = ("ID", "Name", "Driver", "Subnets", "File")
 _FILTERS = ("name", "driver", "label")
 
 
@@ -61,6 +63,9 @@ def network() -> None:
 @click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (above). Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
 @click.option("--disable-dns", is_flag=True, help="Compatibility with podman: the default without --names.")
+@click.option("--attachable", is_flag=True, help="Compatibility with docker: every network is.")
+@click.option("--scope", default="", metavar="SCOPE", help="Compatibility with docker: it is the driver's.")
+@click.option("--ipam-driver", type=click.Choice(["default", "host-local"]), help="Compatibility: the only one.")
 @pass_tool
 def create(
     tool: Tool,
@@ -75,6 +80,9 @@ def create(
     options: tuple[str, ...],
     labels: tuple[str, ...],
     disable_dns: bool,
+    attachable: bool,
+    scope: str,
+    ipam_driver: str | None,
     json_output: bool,
 ) -> None:
     """Create a network and print its name.
@@ -101,6 +109,8 @@ def create(
     """
     if names and disable_dns:
         raise BadOption("--names and --disable-dns are mutually exclusive")
+    if scope not in ("", "swarm" if modules.declared(driver).clustered else "local"):
+        raise BadOption(f"invalid --scope {scope!r}: networks of driver {driver} have another one")
     requested = CreateOptions(
         driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
     )
@@ -138,17 +148,27 @@ def identity(network: NetworkList) -> str:
 @common
 @click.option("-q", "--quiet", is_flag=True, help="Only print names.")
 @click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Filter by name, driver or label.")
+@click.option("-n", "--noheading", is_flag=True, help="Print no header.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="By name, driver or label.")
+@click.option("--format", "form", default="", metavar="FORMAT", help=f"json, table, or fields: {' '.join(_FIELDS)}.")
 @pass_tool
-def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool) -> None:
+def list_networks(
+    tool: Tool,
+    quiet: bool,
+    no_trunc: bool,
+    noheading: bool,
+    filters: tuple[str, ...],
+    form: str,
+    json_output: bool,
+) -> None:
     """List networks, including those of other software.
 
-    DRIVER is weft's driver, or the plugin that creates the interface. There is no --format with Go
-    templates: use --json.
+    DRIVER is weft's driver, or the plugin that creates the interface. FORMAT has the fields of Go
+    templates, as docker's, but no functions.
 
     \b
     Example:
-      weft network ls --filter driver=bridge
+      weft network ls --filter driver=bridge --format '{{.Name}} {{.Subnets}}'
     """
     found = [one for one in tool.networks() if _matches(one, filters)]
     if json_output:
@@ -157,19 +177,20 @@ def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, .
         for one in found:
             say(one.name)
     else:
-        table(
-            ("NETWORK ID", "NAME", "DRIVER", "SUBNETS", "FILE"),
-            [
-                (
-                    identity(one) if no_trunc else identity(one)[:12],
-                    one.name,
-                    one.driver,
-                    ", ".join(map(str, conflists.subnets(one))) or "-",
-                    one.path,
-                )
-                for one in found
-            ],
-        )
+        cells = [
+            (
+                identity(one) if no_trunc else identity(one)[:12],
+                one.name,
+                one.driver,
+                ", ".join(map(str, conflists.subnets(one))) or "-",
+                one.path,
+            )
+            for one in found
+        ]
+        if form:
+            print_rows([dict(zip(_FIELDS, row, strict=True)) for row in cells], _FIELDS, form)
+        else:
+            table(() if noheading else ("NETWORK ID", "NAME", "DRIVER", "SUBNETS", "FILE"), cells)
 
 
 def _matches(one: NetworkList, filters: tuple[str, ...]) -> bool:

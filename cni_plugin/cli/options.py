@@ -9,8 +9,8 @@ from typing import TypeVar
 import click
 
 from cni_plugin.cli.chain import RuntimeConfig, Target
+from cni_plugin.cli.ports import mappings
 from cni_plugin.cli.tool import Tool
-from cni_plugin.networks.conflists import Json
 from cni_plugin.service.verbs import Service
 from weft import identity
 from weft.errors import BadOption, NamespaceProblem
@@ -18,7 +18,6 @@ from weft.errors import BadOption, NamespaceProblem
 Command = TypeVar("Command", bound=Callable[..., object])
 
 NETNS_FOLDER = "/run/netns"
-_PORT = re.compile(r"(?:(?:\[(?P<six>[^]]+)]|(?P<four>[^:]+)):)?(?P<host>\d+):(?P<inner>\d+)(?:/(?P<protocol>\w+))?")
 _PROC = re.compile(r"/proc/(\d+)/ns/net")
 
 
@@ -43,7 +42,13 @@ def common(command: Command) -> Command:
 def attachment_options(command: Command) -> Command:
     """The options that identify an interface of a container, and what it gets."""
     for option in (
-        click.option("-p", "--publish", multiple=True, metavar="PORTS", help="Publish a port: 8080:80/tcp."),
+        click.option(
+            "-p",
+            "--publish",
+            multiple=True,
+            metavar="PORTS",
+            help="Publish ports as in docker: 8080:80, 80, 53:53/udp, 8000-9:80-89.",
+        ),
         click.option("--mac", metavar="MAC", default="", help="The interface's MAC address."),
         click.option("--ip", "addresses", multiple=True, metavar="IP", help="A fixed IP address. Repeatable."),
         click.option("--ifname", default="eth0", show_default=True, help="The interface's name in the container."),
@@ -93,19 +98,7 @@ def runtime_config(publish: Iterable[str], addresses: Iterable[str], mac: str) -
         normal = identity.normal_mac(mac) if mac else ""
     except ValueError as error:
         raise BadOption(f"invalid --mac {mac!r}: {error}") from None
-    return RuntimeConfig(tuple(_published(text) for text in publish), tuple(addresses), normal)
-
-
-def _published(text: str) -> Json:
-    """One published port as CNI's portMappings has it."""
-    found = _PORT.fullmatch(text)
-    protocol = (found["protocol"] or "tcp").lower() if found else ""
-    if found is None or protocol not in ("tcp", "udp", "sctp"):
-        raise BadOption(f"invalid --publish {text!r}: must be [ADDRESS:]HOST-PORT:PORT[/tcp|udp|sctp]")
-    mapping: Json = {"hostPort": int(found["host"]), "containerPort": int(found["inner"]), "protocol": protocol}
-    if host := found["six"] or found["four"]:
-        mapping["hostIP"] = host
-    return mapping
+    return RuntimeConfig(mappings(publish), tuple(addresses), normal)
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:

@@ -33,9 +33,9 @@ def as_json(value: object) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns."""
-    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
+    """Print aligned columns, without a header if that is empty."""
+    cells = [[printable(cell) for cell in row] for row in (*([header] if header else []), *rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))] if cells else []
     for row in cells:
         click.echo(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -21,6 +21,7 @@ from cni_plugin.cli.keeping import gc, ipam
 from cni_plugin.cli.listing import check, ps, show
 from cni_plugin.cli.lookup import dns_lookup
 from cni_plugin.cli.network import network
+from cni_plugin.cli.network_more import COMMANDS
 from cni_plugin.cli.node import node
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, printable, say
@@ -87,6 +88,9 @@ def _run(work: Callable[[], object]) -> int:
         return answer if isinstance(answer, int) else 0
     except WeftError as error:
         return _failed(error.message, error.hint, exit_status(error), error)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 0
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "weft"
         return _failed(error.format_message().rstrip("."), f"see {command} --help", USAGE, error)
@@ -179,3 +183,5 @@ def completion(shell: str, json_output: bool) -> None:
 for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, engine, services,
                 catalog, members, dns_lookup, cluster, node, agent, docker, up, down, status):  # fmt: skip
     weft.add_command(command)
+for command in COMMANDS:
+    network.add_command(command)

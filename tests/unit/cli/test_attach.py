@@ -83,7 +83,9 @@ def test_plan_without_a_namespace_uses_a_variable(blue) -> None:
 
 def test_attach_ps_show_and_detach(blue) -> None:
     out = blue.good("attach", "blue", "c1", "-p", "127.0.0.1:8080:80", "--ip", "10.7.0.9", "--mac", "02:00:00:00:00:09")
-    assert out == "weft-c1/eth0: 10.7.0.9/24, gateway 10.7.0.1, mac 02:00:00:00:00:09\npublished: 127.0.0.1:8080:80\n"
+    assert (
+        out == "weft-c1/eth0: 10.7.0.9/24, gateway 10.7.0.1, mac 02:00:00:00:00:09\npublished: 127.0.0.1:8080->80/tcp\n"
+    )
     header, line = blue.good("ps").splitlines()
     assert " ".join(header.split()) == "NAME CONTAINER NETWORK INTERFACE ADDRESSES MAC PORTS AGE STATE"
     assert line.split() == [
@@ -266,8 +268,8 @@ def test_show_finds_the_owner_of_a_mark(blue) -> None:
         (("attach", "red", "c1"), 3, "network red not found"),
         (("attach", "blue", "c9"), 3, "no network namespace at /run/netns/c9"),
         (("attach", "blue", "99"), 3, "no network namespace at /run/netns/99 or /proc/99/ns/net"),
-        (("attach", "blue", "c1", "-p", "80"), 2, "must be [ADDRESS:]HOST-PORT:PORT"),
-        (("attach", "blue", "c1", "-p", "80:80/icmp"), 2, "must be [ADDRESS:]HOST-PORT:PORT"),
+        (("attach", "blue", "c1", "-p", "eighty"), 2, "must be [ADDRESS:][HOST-PORT:]PORT"),
+        (("attach", "blue", "c1", "-p", "80:80/icmp"), 2, "must be tcp, udp or sctp"),
         (("attach", "blue", "c1", "--mac", "nonsense"), 2, "is not a MAC address"),
         (("attach", "blue", "c1", "--ifname", "a/b"), 2, "--ifname 'a/b': must be printable"),
         (("attach", "blue", "c1", "--container", "-x"), 2, "--container '-x': must start with"),

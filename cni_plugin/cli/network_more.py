@@ -1,0 +1,126 @@
+"""``weft network prune``, ``exists``, ``connect`` and ``disconnect``, as docker and podman have them."""
+
+from __future__ import annotations
+
+import click
+
+from cni_plugin.cli.attaching import attach, detach
+from cni_plugin.cli.network import remove
+from cni_plugin.cli.options import common
+from cni_plugin.cli.output import as_json
+from cni_plugin.cli.problems import FAILED
+from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.networks import attachments
+from cni_plugin.plan import modules
+from weft.errors import UnknownContainer
+
+
+@click.command()
+@common
+@click.argument("name")
+@pass_tool
+def exists(tool: Tool, name: str, json_output: bool) -> None:
+    """Exit with 0 if the network exists, else with 1.
+
+    \b
+    Example:
+      weft network exists blue || weft network create blue
+    """
+    found = tool.network_if_known(name) is not None
+    if json_output:
+        as_json(found)
+    raise click.exceptions.Exit(0 if found else FAILED)
+
+
+@click.command()
+@common
+@click.option("-f", "--force", is_flag=True, help="Do not ask for confirmation.")
+@click.pass_context
+def prune(context: click.Context, force: bool, json_output: bool) -> None:
+    """Remove all networks that weft has created and nothing is attached to. Prints their names.
+
+    \b
+    Example:
+      weft network prune -f
+    """
+    tool = context.ensure_object(Tool)
+    tool.prepare_to("remove networks")
+    used = {one.network for one in attachments.endpoints(tool.service)}
+    unused = [one.name for one in tool.networks() if one.weft and one.name not in used]
+    unused = [name for name in unused if not modules.declared(tool.network(name).driver).clustered]
+    if unused and not force:
+        click.echo(f"This removes the networks {', '.join(unused)}.", err=True)
+        click.confirm("Continue?", abort=True, err=True)
+    if unused:
+        context.invoke(remove, names=tuple(unused), force=False, json_output=json_output)
+    elif json_output:
+        as_json([])
+
+
+@click.command()
+@common
+@click.argument("name", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER|NETNS")
+@click.option("--ip", "addresses", multiple=True, metavar="IP", help="A fixed IP address. Repeatable.")
+@click.option("--ifname", default="", help="The interface. Default: the first of eth0, eth1 … that is free.")
+@click.option("-p", "--publish", multiple=True, metavar="PORTS", help="Publish a port, as in docker.")
+@click.option("--mac", default="", metavar="MAC", help="The interface's MAC address.")
+@click.pass_context
+def connect(
+    context: click.Context,
+    name: str,
+    container: str,
+    addresses: tuple[str, ...],
+    ifname: str,
+    publish: tuple[str, ...],
+    mac: str,
+    json_output: bool,
+) -> None:
+    """Attach an attached container, or a namespace, to a further network.
+
+    A container of podman or nerdctl does not learn of it: use the same command of theirs.
+
+    \b
+    Example:
+      weft network connect front c1
+    """
+    tool = context.ensure_object(Tool)
+    tool.need_rights("attach")
+    found = attachments.find(tool.service, container)
+    taken = {one.interface for one in found}
+    free = next(f"eth{number}" for number in range(len(taken) + 1) if f"eth{number}" not in taken)
+    context.invoke(
+        attach,
+        network=name,
+        netns=found[0].namespace.path if found else container,
+        container=found[0].container if found else "",
+        ifname=ifname or free,
+        addresses=addresses,
+        mac=mac,
+        publish=publish,
+        json_output=json_output,
+    )
+
+
+@click.command()
+@common
+@click.argument("name", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER|NETNS")
+@click.option("-f", "--force", is_flag=True, help="Succeed if the container is not attached.")
+@click.pass_context
+def disconnect(context: click.Context, name: str, container: str, force: bool, json_output: bool) -> None:
+    """Detach a container from a network.
+
+    \b
+    Example:
+      weft network disconnect front c1
+    """
+    try:
+        context.invoke(detach, network=name, who=container, container="", ifname="", json_output=json_output)
+    except UnknownContainer:
+        if not force:
+            raise
+
+
+COMMANDS = (exists, prune, connect, disconnect)
+"""Added to the group ``network``, whose module knows nothing of attaching."""
