@@ -121,6 +121,7 @@ _ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
     ("File exists", Exists, ""),
     ("Operation not permitted", KernelRefused, "it takes CAP_NET_ADMIN: run weft as root"),
     ("Operation not supported", KernelLacks, "the kernel lacks an nftables module"),
+    ("Could not resolve protocol name", KernelLacks, "/etc/protocols is missing: install netbase"),
     ("Protocol not supported", KernelLacks, "the kernel lacks an nftables module"),
 )
 
