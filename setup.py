@@ -34,12 +34,14 @@ def run(command: Sequence[str]) -> bool:
 
 
 class Modules(build_py):
-    """The Python modules and the C client."""
+    """The Python modules, the units and examples of conf/, and the C client."""
 
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)  # it may contain modules that have been deleted
         super().run()
-        client = os.path.join(self.build_lib, "cni_plugin", "entry", COMPILED)
+        entry = os.path.join(self.build_lib, "cni_plugin", "entry")
+        shutil.copytree("conf", os.path.join(entry, "conf"), ignore=shutil.ignore_patterns("debian"))
+        client = os.path.join(entry, COMPILED)
         if not build.compile_client(client, run):
             self.warn("no C compiler: every call will start Python; install one and rebuild for faster calls")
 

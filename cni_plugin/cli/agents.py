@@ -17,7 +17,7 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.engine import listener
+from cni_plugin.engine import code, listener
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
 from weft import daemons, files, locks, processes
 from weft.errors import Busy, WeftError
@@ -107,8 +107,9 @@ def agent(config: str | None) -> int:
 @click.option(
     "--config", metavar="FILE", help="The agent's configuration. Default: $WEFT_CONFIG, else /etc/weft/weft.toml."
 )
+@click.option("--restart", is_flag=True, help="Only replace daemons that run another installation's code.")
 @pass_tool
-def up(tool: Tool, config: str | None, json_output: bool) -> None:
+def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None:
     """Start the agent and the engine in the background, and wait until they are ready.
 
     Where dockerd runs, the driver for its networks is started, too.
@@ -121,6 +122,13 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
       weft up --config ./weft.toml
     """
     tool.prepare_to("start weft")
+    if restart:
+        replaced = _replace_others()
+        if json_output:
+            as_json({"replaced": replaced})
+        for line in replaced if not json_output else ():
+            say(f"replaced {line}")
+        return
     if config:
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)
     already = running()
@@ -179,6 +187,34 @@ def _systemctl(*words: str) -> bool:
     return processes.spawn(["systemctl", *words], os.environ, detached=True) == 0
 
 
+def _replace_others() -> list[str]:
+    """Stop the daemons whose code is not in the folder of this command's, and start what must run again:
+    the next call of a runtime starts an engine. Those that ran.
+    """
+    replaced = []
+    agent = running()
+    if agent is not None and not _runs_own_code(agent.process):
+        replaced.append(f"agent, process {_stop_agent()}")
+        daemons.start("cni_plugin.agent.main", "answers names and registers services")
+        _wait_until_ready()
+    engine = engines.running()
+    if engine is not None and not _runs_own_code(engine.process):
+        replaced.append(f"engine, process {engines.stop()}")
+    driver = drivers.running()
+    if driver and not _runs_own_code(driver):
+        replaced.append(f"driver for Docker, process {drivers.stop()}")
+        drivers.start()
+    return replaced
+
+
+def _runs_own_code(process: int) -> bool:
+    try:
+        line = files.read(f"/proc/{process}/cmdline", 1 << 16)
+    except OSError:
+        return True
+    return os.fsencode(code.ROOT) in line
+
+
 def _wait_until_ready() -> Report:
     """The agent's report once its HTTP API responds. Raises WeftError where it does not start."""
     deadline = time.monotonic() + _START_SECONDS
@@ -234,13 +270,26 @@ def down(tool: Tool, services: bool, json_output: bool) -> None:
     if driver and not json_output:
         say(f"driver for Docker stopped, process {driver}")
     if services:
-        from discovery.balancer.balancer import remove_all  # imports all of balancing
-
-        remove_all()
+        remove_virtual_addresses()
         if not json_output:
             say("virtual addresses removed")
     if json_output:
         as_json({"agent": agent or None, "engine": engine or None, "virtualAddressesRemoved": services})
+
+
+def remove_virtual_addresses() -> None:
+    """Remove the services' virtual addresses from the kernel."""
+    from discovery.balancer.balancer import remove_all  # imports all of balancing
+
+    remove_all()
+
+
+def stop_all() -> list[str]:
+    """Stop the agent, the engine and the driver for Docker; those that ran. Raises Busy."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_keep_running_path())
+    ended = {"agent": _stop_agent(), "engine": engines.stop(), "driver for Docker": drivers.stop()}
+    return [f"{name}, process {process}" for name, process in ended.items() if process]
 
 
 def _stop_agent() -> int:

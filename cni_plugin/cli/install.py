@@ -1,4 +1,4 @@
-"""``weft install``: install the plugins into a folder of a container runtime."""
+"""``weft install`` and ``weft uninstall``: the plugins' folder, systemd's units, and leaving nothing behind."""
 
 from __future__ import annotations
 
@@ -6,36 +6,103 @@ import os
 
 import click
 
+from cni_plugin.cli import agents
 from cni_plugin.cli.options import common
-from cni_plugin.cli.output import as_json, say
-from cni_plugin.entry import installation
+from cni_plugin.cli.output import as_json, count, say
+from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.entry import installation, units
 from cni_plugin.plan import modules
+from cni_plugin.service.gc import collect_stale
 from cni_plugin.wire.plugins import OWN_NAME
-from weft.errors import BadOption
+from weft.errors import BadOption, InUse
+
+_KEPT = ("/etc/weft", "/var/lib/weft", "/var/lib/cni/networks")
 
 
 @click.command()
 @common
-@click.argument("folder", metavar="FOLDER")
+@click.argument("folder", metavar="[FOLDER]", required=False, default="")
 @click.option("--replace", is_flag=True, help="Replace plugins of other projects.")
-def install(folder: str, replace: bool, json_output: bool) -> None:
+@click.option("--systemd", is_flag=True, help="Install systemd's units, and start the engine's socket and the timer.")
+def install(folder: str, replace: bool, systemd: bool, json_output: bool) -> None:
     """Install weft's CNI plugins into FOLDER: the executable, and a symbolic link for each plugin.
 
     Run it again after every upgrade. Other files are kept; plugins of other projects are only replaced
     with --replace. The scripts weft-plugin and weft-engine are installed beside the Python interpreter.
 
+    With --systemd units are written to /etc/systemd/system: the engine and its socket, the agent, the
+    driver for Docker's networks, and a timer for weft gc. The agent and the driver are not started.
+
     \b
     Example:
-      weft install /opt/cni/bin
+      weft install /opt/cni/bin --systemd
     """
-    if not folder:
-        raise BadOption("FOLDER must not be empty")
-    path = os.path.abspath(folder)
+    if not folder and not systemd:
+        raise BadOption("neither FOLDER nor --systemd is given", hint="weft install /opt/cni/bin")
+    made: dict[str, object] = {}
+    if folder:
+        made |= _install_plugins(os.path.abspath(folder), replace, json_output)
+    if systemd:
+        written = units.write(installation.command())
+        problem = units.start()
+        made |= {"units": written, **({"problem": problem} if problem else {})}
+        if not json_output:
+            say(f"{units.FOLDER}: installed {', '.join(written)}")
+            say(
+                problem
+                or f"started {', '.join(units.STARTED)}; for names and services: systemctl enable --now weft-agent"
+            )
+    if json_output:
+        as_json(made)
+
+
+def _install_plugins(path: str, replace: bool, json_output: bool) -> dict[str, object]:
     compiled = installation.compiled_client()
     installation.make(path, installation.installed(), compiled, replace=replace)
-    if json_output:
-        as_json({"folder": path, "compiled": compiled is not None, "plugins": [OWN_NAME, *modules.plugins()]})
-        return
-    say(f"{path}: installed {OWN_NAME} and {len(modules.plugins())} plugins")
-    if compiled is None:
+    if not json_output:
+        say(f"{path}: installed {OWN_NAME} and {len(modules.plugins())} plugins")
+    if compiled is None and not json_output:
         say("built without a C compiler: every call starts Python; for faster calls install one, then weft again")
+    return {"folder": path, "compiled": compiled is not None, "plugins": [OWN_NAME, *modules.plugins()]}
+
+
+@click.command()
+@common
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1)
+@click.option("--keep", is_flag=True, help="Leave attachments as they are; their containers keep their networks.")
+@pass_tool
+def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: bool) -> None:
+    """Stop weft, and remove what it has changed on this host; say what stays.
+
+    Removes links, addresses and rules of networks without attachments, virtual addresses, systemd's
+    units that weft install has written, and weft's plugins from each FOLDER. Refused while there are
+    attachments, unless --keep. Definitions of networks, registered services and settings stay.
+
+    \b
+    Example:
+      weft uninstall /opt/cni/bin
+    """
+    tool.prepare_to("remove weft")
+    attachments = [str(record.attachment) for record in tool.service.records.all()]
+    if attachments and not keep:
+        raise InUse(
+            f"{count(len(attachments), 'attachment')}: {', '.join(attachments[:5])}{', …' * (len(attachments) > 5)}",
+            hint="remove their containers, or weft uninstall --keep leaves them their networks",
+        )
+    stopped = agents.stop_all()
+    freed = [*collect_stale(tool.service).leftovers]
+    if not attachments:
+        agents.remove_virtual_addresses()
+    removed = [os.path.join(units.FOLDER, name) for name in units.remove()]
+    for folder in folders:
+        removed += [os.path.join(folder, name) for name in installation.remove(os.path.abspath(folder))]
+    left = [path for path in (tool.config, *_KEPT) if os.path.isdir(path) and os.listdir(path)]
+    if json_output:
+        as_json({"stopped": stopped, "freed": freed, "removed": removed, "attachments": attachments, "left": left})
+        return
+    for line in (*(f"stopped {one}" for one in stopped), *(f"removed {one}" for one in (*freed, *removed))):
+        say(line)
+    for attachment in attachments:
+        say(f"left attachment {attachment}")
+    for path in left:
+        say(f"left {path}")

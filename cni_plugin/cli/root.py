@@ -16,7 +16,7 @@ from cni_plugin.cli.cluster import cluster
 from cni_plugin.cli.docker import docker
 from cni_plugin.cli.doctor import doctor
 from cni_plugin.cli.engine import engine
-from cni_plugin.cli.install import install
+from cni_plugin.cli.install import install, uninstall
 from cni_plugin.cli.keeping import gc, ipam
 from cni_plugin.cli.listing import check, ps, show
 from cni_plugin.cli.lookup import dns_lookup
@@ -41,7 +41,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Services", ("services", "catalog", "members", "dns-lookup")),
     ("Many hosts", ("cluster", "node")),
     ("Diagnostics", ("status", "doctor", "trace", "gc")),
-    ("Install and run", ("install", "up", "down", "agent", "engine", "docker", "completion")),
+    ("Install and run", ("install", "uninstall", "up", "down", "agent", "engine", "docker", "completion")),
 )
 
 _FIRST_STEPS = (
@@ -180,8 +180,8 @@ def completion(shell: str, json_output: bool) -> None:
         click.echo(script)
 
 
-for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, engine, services,
-                catalog, members, dns_lookup, cluster, node, agent, docker, up, down, status):  # fmt: skip
+for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, uninstall, engine,
+                services, catalog, members, dns_lookup, cluster, node, agent, docker, up, down, status):  # fmt: skip
     weft.add_command(command)
 for command in COMMANDS:
     network.add_command(command)

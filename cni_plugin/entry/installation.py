@@ -73,13 +73,15 @@ sys.path += {folders!r}
         except ValueError as error:
             raise WeftError(str(error)) from error
 
-    def write_scripts(self) -> None:
-        """Write the launcher and the engine, which the client executes."""
+    def write_scripts(self, folder: str = "") -> None:
+        """Write the launcher and the engine, which the client executes; into another ``folder`` to be moved."""
+        folder = folder or self.scripts
+        os.makedirs(folder, mode=0o755, exist_ok=True)
         body = "sys.argv[:] = sys.argv[1:] or ['weft']\n\nfrom cni_plugin.entry.call import main\n\nsys.exit(main())\n"
         purpose = "Serves one CNI call in its own process; the first argument is the plugin's name."
-        write_executable(self.launcher, self.program(purpose, body))
+        write_executable(os.path.join(folder, os.path.basename(self.launcher)), self.program(purpose, body))
         body = "from cni_plugin.engine.main import end, main\n\nend(main(sys.argv[1:]))\n"
-        write_executable(self.engine, self.program("Weft's engine.", body))
+        write_executable(os.path.join(folder, os.path.basename(self.engine)), self.program("Weft's engine.", body))
 
 
 def installed() -> Installation:
@@ -89,9 +91,20 @@ def installed() -> Installation:
     folders = (os.path.dirname(_package_folder(name)) for name in _LIBRARIES)
     root = os.path.dirname(_package_folder("weft"))
     interpreter = choose_interpreter((sys.executable, os.path.realpath(sys.executable)))
-    return Installation(
-        interpreter, root, tuple(dict.fromkeys(folders)), os.path.dirname(os.path.abspath(sys.executable))
-    )
+    return Installation(interpreter, root, tuple(dict.fromkeys(folders)), _scripts())
+
+
+def command() -> str:
+    """The path of this weft command, for units and messages."""
+    return os.path.abspath(sys.argv[0])
+
+
+def _scripts() -> str:
+    """Where the launcher and the engine are: beside this command in Debian's package, else beside Python."""
+    beside = os.path.dirname(os.path.realpath(sys.argv[0]))
+    if os.path.exists(os.path.join(beside, "weft-engine")):
+        return beside
+    return os.path.dirname(os.path.abspath(sys.executable))
 
 
 def _package_folder(name: str) -> str:
@@ -130,8 +143,8 @@ def links() -> tuple[str, ...]:
     return (*modules.plugins(), *NETAVARK_DRIVERS)
 
 
-def make(folder: str, installation: Installation, compiled: bytes | None, *, replace: bool) -> None:
-    """Create or update the folder, and the scripts that the client executes.
+def make(folder: str, installation: Installation, compiled: bytes | None, *, replace: bool, scripts: str = "") -> None:
+    """Create or update the folder, and the scripts that the client executes (``write_scripts``).
 
     Raises Conflict, having changed nothing, where other plugins have one of the names, unless
     ``replace``.
@@ -142,7 +155,7 @@ def make(folder: str, installation: Installation, compiled: bytes | None, *, rep
             f"{folder} already contains {', '.join(foreign)} of another project",
             hint="use another folder, or --replace them",
         )
-    installation.write_scripts()
+    installation.write_scripts(scripts)
     os.makedirs(folder, mode=0o755, exist_ok=True)
     write_executable(os.path.join(folder, OWN_NAME), installation.client(compiled))
     for name in links():
@@ -170,3 +183,20 @@ def write_executable(path: str, content: bytes) -> None:
             file.write(content)
             os.fchmod(file.fileno(), 0o755)
         os.replace(f"{path}.new", path)
+
+
+def remove(folder: str) -> list[str]:
+    """Remove weft's executable and its links from a folder, and nothing else; the names that were there.
+
+    The folder itself is removed if that leaves it empty.
+    """
+    names = [name for name in links() if not _is_foreign(os.path.join(folder, name))]
+    removed = []
+    for name in (*names, OWN_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+            removed.append(name)
+    if removed:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    return removed

@@ -58,6 +58,8 @@ class Recipe:
 
 
 RECIPES = {
+    # What weft's Debian package depends on, and ping.
+    "bookworm": Recipe("bookworm", ("iproute2", "iputils-ping", "libnftables1", "netbase", "nftables", "python3")),
     "trixie": Recipe("trixie", (*_COMMON, "aardvark-dns", "netavark")),
     "docker": Recipe(
         "trixie",

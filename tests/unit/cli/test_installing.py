@@ -1,0 +1,70 @@
+"""weft install --systemd and weft uninstall: what they write, refuse, remove and leave."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.cli import agents
+from cni_plugin.entry import installation, units
+
+
+@pytest.fixture(autouse=True)
+def no_daemons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(agents, "stop_all", list)
+    monkeypatch.setattr(units, "FOLDER", str(tmp_path / "units"))
+    monkeypatch.setattr(agents, "remove_virtual_addresses", lambda: None)
+
+
+def test_units_are_written_with_the_path_of_weft_and_removed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "systemd"
+    written = units.write("/opt/weft/bin/weft", str(folder))
+    assert {"weft-agent.service", "weft-engine.service", "weft-engine.socket", "weft-gc.timer"} <= set(written)
+    for name in written:
+        text = (folder / name).read_text()
+        assert "/usr/local/bin" not in text
+        assert name.endswith((".socket", ".timer")) or "ExecStart=/opt/weft/bin/weft " in text
+    (folder / "weft-own.service").write_text("[Service]\n")  # an operator's
+    assert units.remove(str(folder)) == written
+    assert [path.name for path in folder.iterdir()] == ["weft-own.service"]
+
+
+def test_uninstall_is_refused_while_there_are_attachments(run, tmp_path: Path) -> None:
+    run.good("network", "create", "blue", "--subnet", "10.7.0.0/24")
+    run.container("c1")
+    run.good("attach", "blue", "c1")
+    refused = run("uninstall")
+    assert refused.code == 4 and "weft-c1/eth0" in refused.err and "--keep" in refused.err, refused
+    assert "left attachment weft-c1/eth0" in run.good("uninstall", "--keep")
+    assert "c1" in run.good("ps")
+    run.good("detach", "blue", "c1")
+    said = run.good("uninstall")
+    assert f"left {run.config}" in said and "attachment" not in said
+    assert not [link for link in run.kernel.host.links() if link.name.startswith("weft")]
+
+
+def test_only_own_plugins_are_removed(run, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("weft", "own"):
+        (folder / name).write_text("")
+    (folder / "bridge").symlink_to("weft")
+    (folder / "macvlan").write_text("of another project")
+    assert sorted(installation.remove(str(folder))) == ["bridge", "weft"]
+    assert sorted(path.name for path in folder.iterdir()) == ["macvlan", "own"]
+    run.good("uninstall", str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["macvlan", "own"]
+
+
+def test_an_own_link_and_no_other_file_is_taken_for_a_plugin(tmp_path: Path) -> None:
+    (tmp_path / "bridge").symlink_to("elsewhere")
+    assert installation.remove(str(tmp_path)) == []
+    assert (tmp_path / "bridge").is_symlink()
+
+
+@pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
+def test_scripts_of_the_package_are_valid(script: str) -> None:
+    path = Path(__file__).parents[3] / "conf" / "debian" / script
+    subprocess.run(["sh", "-n", str(path)], check=True)
