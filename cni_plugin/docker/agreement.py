@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.api import DockerApi, NoDocker
 from cni_plugin.docker.calls import Calls
+from cni_plugin.docker.cluster import ClusterNetworks
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.naming import Naming, endpoints
 from cni_plugin.docker.networks import Pooled, Wanted
@@ -33,6 +34,8 @@ network or an endpoint only after the driver's answer.
 """
 _RETRY_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
+_CLUSTER_SECONDS = 2.0
+"""Between two looks whether files of overlay networks have changed."""
 _RENAMED = ("container", "rename")
 _TOLD = (("container", "start"), _RENAMED, ("network", "connect"))
 """Events after which a container may be on another network, or has another name."""
@@ -98,6 +101,7 @@ class Agreement:
         self._addresses = addresses
         self._naming = Naming(kept, calls)
         self._blocking = blocking
+        self._cluster = ClusterNetworks(api, kept, blocking)
         # Endpoints and sandboxes whose links were found there: each is looked for once, not at every event.
         self._settled: set[tuple[str, str]] = set()
         # Those of these whose container's names are not published yet.
@@ -114,7 +118,7 @@ class Agreement:
         """Agree, then go on with each event, until dockerd ends."""
         events = self._api.events()
         await anext(events, None)
-        agreeing = asyncio.create_task(self._agree_again())
+        agreeing = asyncio.gather(self._agree_again(), self._follow_cluster())
         try:
             async for event in events:
                 told = (event.get("Type"), event.get("Action"))
@@ -134,6 +138,13 @@ class Agreement:
                 await self.agree()
                 pause = _AGAIN_SECONDS
             await asyncio.sleep(pause)
+
+    async def _follow_cluster(self) -> None:
+        while True:
+            if self._cluster.changed():
+                with contextlib.suppress(NoDocker):
+                    await self._cluster.follow()
+            await asyncio.sleep(_CLUSTER_SECONDS)
 
     async def settle(self) -> None:
         """Note where Docker has moved links since their containers' Join."""

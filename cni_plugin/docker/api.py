@@ -5,6 +5,7 @@ Source: Docker Engine API v1.24, which every release from 1.12 on has, or its su
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from urllib.parse import quote
@@ -54,6 +55,27 @@ class DockerApi:
                 return found
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise NoDocker(f"dockerd at {self.path} does not answer: {error or type(error).__name__}") from error
+
+    async def _change(self, method: str, path: str, body: Json | None = None) -> str:
+        """Why Docker refuses a call that changes something, "" if it does not. Raises NoDocker."""
+        try:
+            async with self._client().request(method, path, json=body, timeout=_TIMEOUT) as answer:
+                text = (await answer.read()).decode(errors="replace")
+                if answer.status < 400:
+                    return ""
+                with contextlib.suppress(ValueError, AttributeError):
+                    text = str(json.loads(text).get("message"))
+                return text.strip() or f"status {answer.status}"
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise NoDocker(f"dockerd at {self.path} does not answer: {error or type(error).__name__}") from error
+
+    async def create_network(self, body: Json) -> str:
+        """Create a network; why Docker refuses it, "" if it does not."""
+        return await self._change("POST", "/networks/create", body)
+
+    async def remove_network(self, name: str) -> str:
+        """Remove a network by its id; why Docker refuses it, "" if it does not."""
+        return await self._change("DELETE", f"/networks/{quote(name)}")
 
     async def networks(self, driver: str) -> list[Section]:
         """All networks of a driver, with their endpoints."""

@@ -7,6 +7,7 @@ records. Source: moby's ``libnetwork/docs/remote.md``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,8 @@ from cni_plugin.docker import networks, overlays, ports
 from cni_plugin.docker.calls import Calls, gateway_of, link_name
 from cni_plugin.docker.state import Endpoint, Json, Kept, Network
 from cni_plugin.plan import modules
-from weft import identity
-from weft.errors import BadOption, Missing
+from weft import identity, overlay
+from weft.errors import BadOption, Busy, Missing
 from weft.section import Section
 from weft.types import Cidr
 
@@ -64,6 +65,9 @@ class Networks:
         self._kept.write(made)
 
     def delete_network(self, call: Section) -> Json:
+        found = self._kept.read(Network, call.text("NetworkID"))
+        if found is not None and found.driver == overlays.DRIVER and overlay.is_kept(overlays.path(found.name)):
+            raise Busy(f"network {found.name} is one of the cluster's", hint=f"weft network rm {found.name} removes it")
         self.forget(call.text("NetworkID"))
         return {}
 
@@ -75,7 +79,9 @@ class Networks:
         for endpoint in list(self._kept.all(Endpoint)):
             if endpoint.network == name:
                 self.remove_endpoint(endpoint)
-        self._calls.remove_network(found)
+        shared = found.driver == overlays.DRIVER  # by attachments that are not Docker's, or it is the cluster's
+        with contextlib.suppress(Busy) if shared else contextlib.nullcontext():
+            self._calls.remove_network(found)
         self._kept.remove(Network, name)
 
     # Endpoints

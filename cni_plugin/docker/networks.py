@@ -93,6 +93,7 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
     config_name, ipam = f"docker-{wanted.id[:_SHORT_ID]}", {}
     if name == overlays.DRIVER:
         config_name = _overlay(wanted, others)
+        keys = {**(overlays.listed(config_name) or keys), **create.settings_of(requested, driver)}
         ipam = {"ipam": {"type": driver.default_ipam}}
     elif driver.bridged:
         keys.setdefault(driver.parent_key, f"weft-{wanted.id[:_SHORT_BRIDGE]}")

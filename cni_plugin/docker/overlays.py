@@ -10,6 +10,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from cni_plugin.docker.state import Json
+from cni_plugin.networks import conflists
 from cni_plugin.service.overlaps import Use
 from ipam import blocks
 from ipam.ranges import Range
@@ -20,6 +22,8 @@ from weft.types import Address, Subnet
 
 DRIVER = "overlay"
 _PEERS = ".peers.json"
+_NOT_PASSED = ("type", "driver", "ipam", "capabilities", "portmap", "names")
+"""Keys that do not concern Docker, which asks for ports and names by itself."""
 
 
 def networks() -> Iterator[OverlayNetwork]:
@@ -56,6 +60,19 @@ def require(subnets: list[Subnet]) -> OverlayNetwork:
         f"this host takes part in no overlay network with the subnet {' and '.join(map(str, subnets)) or '(none)'}",
         hint=f"give --subnet of one of {listed}" if listed else "the cluster makes overlay networks: docs/overlay.md",
     )
+
+
+def listed(name: str) -> Json:
+    """The keys of the network's entry in its list, which the agent writes for runtimes; none where there is none."""
+    with contextlib.suppress(WeftError, LookupError, TypeError):
+        plugins = conflists.find(conflists.FOLDER, name).content["plugins"]
+        [plugin] = plugins if isinstance(plugins, list) else []
+        return {key: value for key, value in plugin.items() if key not in _NOT_PASSED}
+    return {}
+
+
+def is_internal(name: str) -> bool:
+    return listed(name).get("internal") is True
 
 
 def uses() -> list[Use]:

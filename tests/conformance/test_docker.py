@@ -131,6 +131,21 @@ def test_an_overlay_network(machine: Docked) -> None:
     until(lambda: machine.problems() == [])
 
 
+def test_the_clusters_networks_are_dockers(machine: Docked) -> None:
+    """What the agent writes for a network of the cluster makes it one of Docker's, until it is removed."""
+    green = {**OVERLAY, "network": "green", "vni": 101, "subnets": ["10.61.0.0/16"], "blocks": ["10.61.1.0/29"]}
+    machine.write(f"{FOLDER}/green.peers.json", json.dumps({"format": 1, "network": "green", "peers": []}))
+    machine.write(f"{FOLDER}/green.new", json.dumps({**green, "kept": True}))
+    machine.run("mv", f"{FOLDER}/green.new", f"{FOLDER}/green.json")
+    there = ("network", "ls", "-q", "--filter", "label=weft.cluster=green")
+    until(lambda: machine.ask(*there), 60, "the network in Docker")
+    assert machine.serve("g1", "--net=green") == "10.61.1.2" and machine.serve("g2", "--net=green") == "10.61.1.3"
+    assert machine.gets("g1", "g2")
+    machine.ask("rm", "-f", "g1", "g2")
+    machine.run("rm", f"{FOLDER}/green.json")
+    until(lambda: not machine.ask(*there), 60, "the network's removal")
+
+
 def test_addresses_by_weft(machine: Docked) -> None:
     """--ipam-driver weft: subnet, gateway, range, reserved addresses, and those of single containers."""
     options = ("--subnet", "10.92.0.0/24", "--gateway", "10.92.0.9", "--ip-range", "10.92.0.64/26")

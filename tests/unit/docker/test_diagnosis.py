@@ -11,6 +11,7 @@ import pytest
 
 from cni_plugin.docker import resolvers
 from cni_plugin.docker.diagnosis import findings
+from lab.waiting import until
 from weft import locks
 
 
@@ -75,6 +76,7 @@ def test_the_servers_of_the_dockerd_that_runs(root: Path) -> None:
     with subprocess.Popen([sys.executable, "-Ic", "input()", *options], stdin=subprocess.PIPE) as process:
         try:
             write(root, "/run/docker.pid", str(process.pid))
+            until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes())  # execve has not set it yet
             assert resolvers.servers(str(root)) == ["192.0.2.7", "192.0.2.8", "::1", "fe80::1%eth0"]
             assert resolvers.asked_from_containers(str(root)) == ["192.0.2.7", "192.0.2.8"]
             write(root, "/etc/docker/daemon.json", json.dumps({"dns": ["192.0.2.9"]}))

@@ -13,7 +13,7 @@ from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Kept, Network
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, ended, pool_of
 from weft import overlay
-from weft.errors import BadOption, Conflict, InUse, PoolExhausted
+from weft.errors import BadOption, Busy, Conflict, InUse, PoolExhausted
 
 SUBNET = "10.60.0.0/16"
 BLUE = {
@@ -94,3 +94,15 @@ def test_an_endpoint_leases_its_address_beside_others(
     ended(driver)
     assert not (tmp_path / "leases" / "blue" / "10.60.1.3").exists()
     assert list(calls.service.records.all()) == []
+
+
+def test_a_network_of_the_cluster_is_removed_with_it(driver: Networks, kept: Kept) -> None:
+    created(driver)
+    path = Path(overlay.FOLDER) / "blue.json"
+    path.write_text(json.dumps({**BLUE, "kept": True}))
+    with pytest.raises(Busy, match="network blue is one of the cluster's") as caught:
+        driver.delete_network(call(NetworkID=NETWORK))
+    assert caught.value.hint == "weft network rm blue removes it" and list(kept.all(Network))
+    path.unlink()
+    driver.delete_network(call(NetworkID=NETWORK))
+    assert list(kept.all(Network)) == []
