@@ -138,6 +138,10 @@ class Calls:
                 return
             self.service.delete(request)  # of a link that Docker has moved back after Leave, by its mark
 
+    def locked(self, endpoint: Endpoint) -> threading.RLock:
+        """The lock of an endpoint, which is held while it is published or removed."""
+        return self._locks[endpoint.id]
+
     def forget(self, endpoint: Endpoint) -> None:
         """The endpoint is gone for good."""
         self._locks.pop(endpoint.id, None)

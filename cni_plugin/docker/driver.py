@@ -111,9 +111,10 @@ class Networks:
     def remove_endpoint(self, endpoint: Endpoint) -> None:
         """Detach an endpoint from what may be left of its sandbox, and forget it."""
         network = self._kept.read(Network, endpoint.network)
-        if network is not None:
-            self._calls.remove(network, endpoint)
-        self._kept.remove(Endpoint, endpoint.id)
+        with self._calls.locked(endpoint):
+            if network is not None:
+                self._calls.remove(network, endpoint)
+            self._kept.remove(Endpoint, endpoint.id)
         self._calls.forget(endpoint)
 
     def join(self, call: Section) -> Json:

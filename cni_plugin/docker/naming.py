@@ -7,6 +7,7 @@ the services that labels ask for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cni_plugin.docker import labels, resolvers
 from cni_plugin.docker.calls import Calls
@@ -37,7 +38,10 @@ class Naming:
         for label, joined in _networks(container):
             endpoint = self._kept.read(Endpoint, joined.text("EndpointID"))
             network = self._kept.read(Network, endpoint.network) if endpoint is not None else None
-            if endpoint is None or network is None or not endpoint.sandbox or not network.names:
+            if endpoint is None or network is None or not endpoint.sandbox:
+                continue
+            self._note(endpoint, name, container.text("Id"))
+            if not network.names:
                 continue
             if not again and self._calls.is_announced(network, endpoint):
                 continue
@@ -45,6 +49,15 @@ class Naming:
                 self._calls.announce(network, endpoint, _keys(container, joined, network.name, label, found.services))
             except WeftError as error:
                 stderr.write(f"weft docker: names of {name} on {label}: {error}\n")
+
+    def _note(self, endpoint: Endpoint, name: str, container: str) -> None:
+        """Keep what Docker calls the endpoint's container, for ``weft ps``."""
+        if (endpoint.name, endpoint.container) == (name, container):
+            return
+        with self._calls.locked(endpoint):
+            current = self._kept.read(Endpoint, endpoint.id)
+            if current is not None:  # not removed meanwhile
+                self._kept.write(replace(current, name=name, container=container))
 
 
 def endpoints(container: Section) -> list[str]:

@@ -56,7 +56,7 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An interface of a container on a network. ``sandbox`` is the path of the container's network
-    namespace, "" before Join; ``ports`` are as CNI's portMappings.
+    namespace, "" before Join; ``name`` and ``container`` are Docker's name and id of it, once it runs.
     """
 
     id: str
@@ -65,6 +65,8 @@ class Endpoint:
     mac: str
     sandbox: str = ""
     made: float = 0.0
+    name: str = ""
+    container: str = ""
 
 
 @dataclass(frozen=True, slots=True)

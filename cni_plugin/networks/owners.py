@@ -1,4 +1,4 @@
-"""How the owners of containers call them: podman, nerdctl, ctr, Kubernetes, and ``ip netns``.
+"""How the owners of containers call them: Docker, podman, nerdctl, ctr, Kubernetes, and ``ip netns``.
 
 A record has the id that a runtime passes to CNI. The names are in files that the runtimes keep; each
 source below reads one kind of them. A file that is missing or cannot be read has no names.
@@ -22,6 +22,8 @@ PODMAN_CONTAINERS = (
     "/var/lib/containers/storage/*-containers/volatile-containers.json",
     "/run/containers/storage/*-containers/volatile-containers.json",
 )
+DOCKER_ENDPOINTS = "/var/lib/weft/docker/endpoints"
+"""What weft's driver for Docker keeps."""
 NERDCTL_NAMES = "/var/lib/nerdctl/*/names/*/*"
 CONTAINERD_TASKS = "/run/containerd/io.containerd.runtime.v2.task/*"
 _CONTAINERD_NAMESPACES = ("default", "k8s.io", "moby", "buildkit")
@@ -89,6 +91,14 @@ def of_podman(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
                     yield str(one["id"]), OwnerName(first, tuple(others))
 
 
+def of_docker(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
+    """Docker tells its driver of endpoints; the driver notes whose they are."""
+    for one in ids if os.path.isdir(DOCKER_ENDPOINTS) else ():
+        found = _json(os.path.join(DOCKER_ENDPOINTS, f"{one}.json")) if _IS_HEX(one) else None
+        if isinstance(found, dict) and found.get("name"):
+            yield one, OwnerName(str(found["name"]), (str(found.get("container", "")),))
+
+
 def of_libcni(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
     """Kubernetes and podman pass a name in CNI_ARGS, which libcni keeps with each result."""
     with contextlib.suppress(OSError):
@@ -102,7 +112,7 @@ def of_libcni(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
                 yield str(found["containerId"]), OwnerName(pod, (f"{namespace}/{pod}",) if namespace else ())
 
 
-SOURCES: tuple[Source, ...] = (by_hand, of_containerd, of_libcni, of_podman, of_nerdctl)
+SOURCES: tuple[Source, ...] = (by_hand, of_containerd, of_libcni, of_podman, of_nerdctl, of_docker)
 """A later one knows better."""
 
 

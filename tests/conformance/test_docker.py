@@ -52,6 +52,7 @@ def test_networks_ports_and_containers_at_run_time(machine: Docked) -> None:
     # Published ports, also at one address and of a range; names by Docker.
     assert machine.page("outside", "192.0.2.1:8080") and machine.page("outside", "192.0.2.1:8090")
     ports = machine.weft("ps").stdout
+    until(lambda: {"my-container", "client"} <= set(machine.weft("ps").stdout.split()), 30)
     assert "8080->80/tcp" in ports and "192.0.2.1:8090->80/tcp" in ports
     machine.ask("run", "-d", "--net=other", "-p", "8080:80", "page", "/bin/sleep", "60", fails=True)
 

@@ -15,7 +15,7 @@ from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
-from cni_plugin.networks import attachments
+from cni_plugin.networks import attachments, owners
 from cni_plugin.service.gc import collect_stale
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, created, ended, joined, pool_of
 from weft import daemons, identity
@@ -309,6 +309,10 @@ def test_names_come_from_dockers_api(
     assert (server.key, server.data) == (("weft-a9fe288e78",), (ip_address("172.18.0.1"),))
     [asked] = calls.kernel.rules.elements("dns_redirected4")
     assert asked.key == ("weft-a9fe288e78", ip_address("192.0.2.53"))
+    [kept_endpoint] = kept.all(Endpoint)
+    assert (kept_endpoint.name, kept_endpoint.container) == ("shop", "f" * 64)
+    monkeypatch.setattr(owners, "DOCKER_ENDPOINTS", str(tmp_path / "kept" / "endpoints"))
+    assert owners.names([ENDPOINT, "../secret"]) == {ENDPOINT: owners.OwnerName("shop", ("f" * 64,))}
     before = path.read_text()
     renamed = Section({"Name": "/mall", "Id": "f" * 64, "NetworkSettings": container.raw("NetworkSettings")})
     naming.announce(renamed, again=False)
@@ -318,4 +322,4 @@ def test_names_come_from_dockers_api(
     ended(driver)
     assert not path.exists()
     naming.announce(container)  # it has ended meanwhile
-    assert not path.exists()
+    assert not path.exists() and list(kept.all(Endpoint)) == []
