@@ -73,6 +73,10 @@ class Weft(click.Group):
         standalone_mode: bool = True,
         **extra: object,
     ) -> object:
+        if any(name.endswith("_COMPLETE") for name in os.environ):
+            from cni_plugin.cli import complete  # asks for names of everything, which no command needs
+
+            complete.install(self)
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         sys.exit(_run(lambda: super(Weft, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)))
