@@ -147,7 +147,7 @@ def build(
     if driver.addresses:
         uses = [*pools.of_networks(networks), *others]
         if not settings.get(overlaps.KEY) or not requested.subnets:
-            uses += pools.of_host(host)
+            uses += pools.of_host(host) + pools.of_docker()
             uses += overlaps.of_virtual_ranges() if driver.routed else ()
         uses = [use for use in uses if not use.link or use.link != own_link]
         subnets = _subnets(requested, uses, pools.OVERLAY if driver.clustered else pools.LOCAL)

@@ -84,5 +84,5 @@ def subnets_in_use(*, routes: bool = True) -> list[overlaps.Use]:
         uses = pools.of_host(kernel.host, routes=routes)
     finally:
         kernel.close()
-    uses += pools.of_networks(conflists.listed(conflists.FOLDER)[0])
+    uses += pools.of_networks(conflists.listed(conflists.FOLDER)[0]) + pools.of_docker()
     return uses + [overlaps.Use(subnet, f"podman's network {one.name}") for one in networks for subnet in one.subnets]

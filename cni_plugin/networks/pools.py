@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from itertools import islice
 
 from cni_plugin.networks.conflists import NetworkList, can_conflict, subnets
+from cni_plugin.plan import modules
 from cni_plugin.service import overlaps
 from cni_plugin.service.overlaps import Use
+from weft import files
 from weft.errors import BadOption, InUse, PoolExhausted
 from weft.kernel.interface import Namespace
 from weft.types import Address, Subnet
@@ -26,6 +31,9 @@ _POOLS = (
     IPv4Network("192.168.0.0/16"),
 )
 _ATTEMPTS = 64
+DOCKER_NETWORKS = "/var/lib/weft/docker/networks"
+"""What weft's driver for Docker keeps."""
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,25 @@ def of_host(host: Namespace, *, routes: bool = True) -> list[Use]:
         via = f"this host's route to {destination}" + (f" over {known.link}" if known.link else "")
         found.setdefault((destination, known.link), Use(destination, via, known.link))
     return [use for use in found.values() if can_conflict(use.subnet)]
+
+
+def of_docker() -> list[Use]:
+    """The subnets of Docker's networks of weft's, also of those without containers, which the host does not show.
+
+    Those on a LAN are not among them: the LAN's subnet is shared.
+    """
+    found = []
+    try:
+        names = sorted(name for name in os.listdir(DOCKER_NETWORKS) if name.endswith(".json"))
+    except OSError:
+        return []
+    for name in names:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            value = json.loads(files.read(os.path.join(DOCKER_NETWORKS, name), _MOST_BYTES))
+            if modules.declared(str(value["driver"])).routed:
+                subnets = [ip_interface(text).network for text in value["gateways"]]
+                found += [Use(one, f"Docker's network {value['id'][:12]}") for one in subnets]
+    return found
 
 
 def first_overlap(subnet: Subnet, uses: Iterable[Use]) -> Use | None:

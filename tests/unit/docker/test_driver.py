@@ -15,7 +15,7 @@ from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
-from cni_plugin.networks import attachments, owners
+from cni_plugin.networks import attachments, owners, pools
 from cni_plugin.service.gc import collect_stale
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, created, ended, joined, pool_of
 from weft import daemons, identity
@@ -323,3 +323,16 @@ def test_names_come_from_dockers_api(
     assert not path.exists()
     naming.announce(container)  # it has ended meanwhile
     assert not path.exists() and list(kept.all(Endpoint)) == []
+
+
+def test_subnets_of_networks_without_containers_are_known_as_used(
+    driver: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host shows nothing of them; a LAN's subnet is shared."""
+    monkeypatch.setattr(pools, "DOCKER_NETWORKS", str(tmp_path / "kept" / "networks"))
+    assert pools.of_docker() == []
+    created(driver)
+    created(driver, 19, "b" * 16, driver="macvlan", parent="lan0")
+    (tmp_path / "kept" / "networks" / "torn.json").write_text("{")
+    [found] = pools.of_docker()
+    assert (str(found.subnet), found.by) == ("172.18.0.0/16", "Docker's network a9fe288e7882")
