@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from discovery import layout
 from discovery.catalog import Catalog
-from store import Batch, Compacted, Store, StoreError
+from store import Batch, Compacted, Entry, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ RETRY_SECONDS = 1.0
 class Follower(Protocol):
     """Another copy of the catalog, which is never behind it: who reads both sees no older state there."""
 
-    def reload(self) -> None:
-        """The catalog was loaded anew."""
+    def load(self, entries: Sequence[Entry], revision: int) -> None:
+        """All entries of a revision, which the catalog loads next."""
 
     def apply(self, batch: Batch) -> None:
         """Changes that the catalog applies next."""
@@ -48,9 +49,9 @@ class CatalogSync:
 
     async def _load(self) -> int:
         found = await self._store.range(layout.ROOT)
-        self._catalog.load(found.entries, found.revision)
         if self._copy is not None:
-            self._copy.reload()
+            self._copy.load(found.entries, found.revision)
+        self._catalog.load(found.entries, found.revision)
         return found.revision
 
     async def _follow(self, after: int) -> None:

@@ -104,9 +104,8 @@ def encode(value: CatalogEntry) -> bytes:
     """JSON of a catalog entry, without empty fields and indexes (those are the store's
     revisions).
     """
-    return _json(
-        {name: part for name, part in _parts(value).items() if part not in _EMPTY and not name.endswith("_index")}
-    )
+    parts = ((name, getattr(value, name)) for name in _names(type(value)) if not name.endswith("_index"))
+    return _json({name: part for name, part in parts if part not in _EMPTY})
 
 
 def decode(entry: Entry) -> CatalogEntry:
@@ -140,8 +139,7 @@ def decode_check_definition(value: bytes) -> CheckDefinition:
     """Decode a persisted check definition. Raises DecodeError."""
     try:
         found = json.loads(value)
-        known = {part.name for part in fields(CheckDefinition)}
-        parts = {name: part for name, part in found.items() if name in known}
+        parts = {name: part for name, part in found.items() if name in _names(CheckDefinition)}
         parts["initial"] = Status(parts["initial"])
         parts["headers"] = {name: tuple(values) for name, values in parts["headers"].items()}
         parts["arguments"] = tuple(parts["arguments"])
@@ -166,12 +164,23 @@ def split_key(key: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _json(found: dict[str, object]) -> bytes:
-    return json.dumps(found, separators=(",", ":"), ensure_ascii=False, sort_keys=True, default=_parts).encode()
+    return _ENCODER.encode(found).encode()
 
 
 def _parts(value: CatalogEntry | CheckDefinition | Weights | ServiceAddress) -> dict[str, object]:
     """The fields of a value. dataclasses.asdict copies all that is in them, ten times as slow."""
-    return {part.name: getattr(value, part.name) for part in fields(value)}
+    return {name: getattr(value, name) for name in _names(type(value))}
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    found = _FIELDS.get(kind)
+    if found is None:
+        found = _FIELDS[kind] = tuple(part.name for part in fields(kind))
+    return found
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {}
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, default=_parts)
 
 
 def encode_name(name: str) -> str:

@@ -7,7 +7,7 @@ One direction only. ``Feed`` is in the agent, ``Replica`` in the process that an
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
 
@@ -44,14 +44,24 @@ class Feed:
     def reload(self) -> None:
         """Send everything again, and what is gone or may not be seen any more as deleted."""
         found = {layout.store_key(one): one for one in self._catalog.entries() if self._may_see(one)}
-        changes: list[object] = [[key, None, 0, 0] for key in self._sent - found.keys()]
-        changes += (
-            [key, layout.encode(one).decode("utf-8", "surrogateescape"), one.create_index, _modified(one)]
-            for key, one in found.items()
-        )
-        self._sent = set(found)
+        changes = ((key, layout.encode(one), one.create_index, _modified(one)) for key, one in found.items())
+        self._replace(changes, self._catalog.index)
+
+    def load(self, entries: Sequence[Entry], revision: int) -> None:
+        """Send what the catalog was loaded from, as it is stored."""
+        seen = (one for one in entries if layout.split_key(one.key)[0] in layout.CATALOG_KINDS and self._is_sent(one))
+        self._replace(((one.key, one.value, one.create_revision, one.mod_revision) for one in seen), revision)
+
+    def _replace(self, found: Iterable[tuple[str, bytes, int, int]], revision: int) -> None:
+        changes: list[object] = []
+        sent = set()
+        for key, value, created, modified in found:
+            sent.add(key)
+            changes.append([key, value.decode("utf-8", "surrogateescape"), created, modified])
+        changes += ([key, None, 0, 0] for key in self._sent - sent)
+        self._sent = sent
         for start in range(0, max(len(changes), 1), MAX_ENTRIES):
-            self._send(["catalog", self._catalog.index, changes[start : start + MAX_ENTRIES]])
+            self._send(["catalog", revision, changes[start : start + MAX_ENTRIES]])
 
     def apply(self, batch: Batch) -> None:
         """Send the changes of one revision."""
