@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 
@@ -21,7 +22,7 @@ log = logging.getLogger("weft.agent")
 PING_SECONDS = 0.5
 """Between two questions whether it answers."""
 _LATE_SECONDS = 1.0  # without an answer: its state is looked at
-_HUNG_SECONDS = 10.0  # without an answer, whatever its state; a loaded machine is slow
+_HUNG_SECONDS = 10.0  # without an answer, in which it used no processor, or as many seconds of one
 _SYNC_SECONDS = 2.0  # that an attachment waits for what depends on a worker
 _LEAST_LIFE = 1.0  # seconds; one that ends earlier is replaced after a pause
 _MOST_PAUSE = 5.0
@@ -58,12 +59,19 @@ class Worker:
         self._pause = 0.0
         self._asked = self._answered = 0
         self._asked_at: dict[int, float] = {}
+        self._progress: list[tuple[float, float]] = []
+        """While it does not answer: when, and its processor seconds; at first, and when they last grew."""
         self._waiting: set[asyncio.Event] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         metrics.counter(
             f"weft_{name}_worker_restarts_total", "Replacements of the process.", read=lambda: max(self._starts - 1, 0)
         )
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has been started, and not stopped."""
+        return self._watching is not None
 
     def start(self) -> None:
         """Start it, and replace it from now on. Raises WeftError."""
@@ -76,6 +84,7 @@ class Worker:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        self._watching = self._replacing = None
         self._end_process()
 
     def send(self, message: Iterable[object], descriptors: Iterable[int] = ()) -> None:
@@ -122,6 +131,7 @@ class Worker:
         self._starts += 1
         # Whoever waits for an earlier answer waits for this process's first.
         self._asked_at.clear()
+        self._progress.clear()
         self._pair = Pair(end, self._most, self._received, self._ended)
         self._tell()
         self._ping()
@@ -159,10 +169,33 @@ class Worker:
             if self._replacing is not None:
                 continue
             late = time.monotonic() - min(self._asked_at.values(), default=time.monotonic())
-            if late > _HUNG_SECONDS or (late > _LATE_SECONDS and _is_stopped(self._process)):
+            if self._is_hung(late) or (late > _LATE_SECONDS and _is_stopped(self._process)):
                 self._ended(f"it has not answered for {late:.1f} s")
             elif len(self._asked_at) < 2 * _HUNG_SECONDS / PING_SECONDS:
                 self._ping()
+
+    def _is_hung(self, late: float) -> bool:
+        """Whether it does nothing, or nothing but compute, without an answer; on a loaded machine a
+        process that has much to do, a large catalog to load, may take long.
+        """
+        if late <= _LATE_SECONDS:
+            self._progress.clear()
+            return False
+        used, now = _processor_seconds(self._process), time.monotonic()
+        if not self._progress:
+            self._progress.append((now, used))
+        first, last = self._progress[0], self._progress[-1]
+        if used != last[1]:
+            self._progress[1:] = [(now, used)]
+        return now - self._progress[-1][0] > _HUNG_SECONDS or used - first[1] > _HUNG_SECONDS
+
+
+def _processor_seconds(process: int) -> float:
+    try:
+        user, system = proc_stat.fields(process)[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def count(value: object) -> int:

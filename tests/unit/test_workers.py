@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.agent import workers
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.probe_front import ProbeFront
 from discovery.catalog import Catalog
@@ -220,6 +221,27 @@ class FakeSpawner(Spawner):
 
     def kill(self, process: int) -> None:
         self.killed.append(process)
+
+
+def test_a_busy_worker_is_not_taken_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has as much time as it uses a processor for, on a loaded machine; then, or without progress, it is hung."""
+    now, used = [0.0], [0.0]
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(workers, "_processor_seconds", lambda process: used[0])
+
+    def hung(seconds: float, work: float) -> bool:
+        now[0] += seconds
+        used[0] += work
+        return one._is_hung(now[0])
+
+    one = object.__new__(workers.Worker)
+    one._process, one._progress = 1, []
+    assert not any(hung(5.0, 0.9) for _ in range(12))
+    assert hung(5.0, 0.9)
+    assert not one._is_hung(0.5)
+    assert not hung(2.0, 0.0)
+    assert not hung(9.0, 0.0)
+    assert hung(2.0, 0.0)
 
 
 COUNTS = [1, 2, *range(9)]
