@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from discovery import layout
 from discovery.check_deadlines import State, decode_state
 from discovery.claims import Claims
-from discovery.structs import CatalogEntry, CheckDefinition, Instance
+from discovery.structs import CatalogEntry, CheckDefinition, Instance, Status
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
 
 log = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
+_AT_ONCE = 50  # values of ``unhurried`` without a pause: some milliseconds
 BATCH = 100
 """Operations in one transaction; etcd's default limit is 128."""
 
@@ -26,6 +33,14 @@ class Persisted:
     instances: dict[str, Instance] = field(default_factory=dict)
     definitions: list[CheckDefinition] = field(default_factory=list)
     states: dict[str, State] = field(default_factory=dict)
+
+
+async def unhurried(values: Iterable[Value]) -> AsyncIterator[Value]:
+    """The values; other tasks of the loop run in between."""
+    for number, value in enumerate(values, 1):
+        yield value
+        if not number % _AT_ONCE:
+            await asyncio.sleep(0)
 
 
 class Publication:
@@ -84,7 +99,7 @@ class Publication:
 
     async def replace_all(self, values: Iterable[CatalogEntry]) -> None:
         """Publish exactly these entries; unchanged ones are not rewritten. Raises StoreError."""
-        wanted = {layout.store_key(value): layout.encode(value) for value in values}
+        wanted = {layout.store_key(value): layout.encode(value) async for value in unhurried(values)}
         published = {entry.key: entry async for entry in self.published()}
         operations: list[Operation] = [
             Put(key, value, self._lease)
@@ -99,7 +114,7 @@ class Publication:
     async def persisted(self) -> Persisted:
         """What is persisted; malformed entries are ignored. Raises StoreError."""
         found = Persisted()
-        for entry in (await self._local.range(layout.host_prefix(self._node) + "own/")).entries:
+        async for entry in unhurried((await self._local.range(layout.host_prefix(self._node) + "own/")).entries):
             what, names = layout.split_key(entry.key)
             try:
                 match (what, *names[1:]):
@@ -113,6 +128,16 @@ class Publication:
                 log.warning("ignoring persisted %s: %s", entry.key, error)
         return found
 
+    async def has_expired_checks(self) -> bool:
+        """Whether a TTL has expired that is not known to be critical. Raises StoreError."""
+        now = time.time()
+        for entry in (await self._local.range(layout.local_key(self._node, "status"))).entries:
+            with contextlib.suppress(ValueError):
+                status, expires, _ = decode_state(entry.value)
+                if expires is not None and expires <= now and status is not Status.CRITICAL:
+                    return True
+        return False
+
     async def published(self) -> AsyncIterator[Entry]:
         """The node's published entries, services first. Raises StoreError."""
         for kind in ("service/", "check/", "node"):
@@ -123,17 +148,25 @@ class Publication:
 
     async def acquire_lease(self) -> None:
         """Resume the node's lease if it still exists, else grant a new one. Raises StoreError."""
+        if await self.resume_lease():
+            return
+        self._lease = await self._shared.grant(self._ttl)
+        await self._local.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
+
+    async def resume_lease(self) -> bool:
+        """Renew the node's lease, that of an earlier agent included; whether there still is one. Raises
+        StoreError.
+        """
         if not self._lease:
             held = await self._local.get(layout.local_key(self._node, "lease"))
             self._lease = int(json.loads(held.value)) if held is not None else 0
         try:
             if self._lease:
                 await self._shared.keep_alive(self._lease)
-                return
+                return True
         except LeaseGone:
             pass
-        self._lease = await self._shared.grant(self._ttl)
-        await self._local.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
+        return False
 
     async def renew_lease(self) -> None:
         """Renew the lease. Raises LeaseGone if it has expired, StoreError."""

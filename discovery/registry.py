@@ -18,7 +18,7 @@ from dataclasses import replace
 from discovery import layout
 from discovery.check_deadlines import CheckDeadlines
 from discovery.local_checks import TTL_EXPIRED, LocalChecks
-from discovery.publication import BATCH, Publication
+from discovery.publication import BATCH, Publication, unhurried
 from discovery.structs import (
     CONSUL_SERVICE,
     NODE_MAINT,
@@ -31,12 +31,14 @@ from discovery.structs import (
     Node,
     Status,
 )
-from store import Entry, LeaseGone, Operation, Store, StoreError
+from store import Entry, LeaseGone, Operation, Store, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
 """How often the time that checks have been critical is persisted."""
+RESTORE_SECONDS = 30.0
+"""How long requests wait for the services of a starting agent."""
 CHECK_UPDATE_INTERVAL = 5.0
 """Changes of a check's output alone are published at most this often (check_update_interval)."""
 
@@ -89,6 +91,7 @@ class Registry:
         self._lock = asyncio.Lock()
         self._deferred: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._restored = asyncio.Event()
 
     # Queries
 
@@ -341,6 +344,21 @@ class Registry:
 
     # Life cycle
 
+    async def resume(self) -> bool:
+        """Resume the lease of an agent that ended a short time ago. Whether what that has published is
+        still true, so that it may be served before ``start`` has loaded everything: not if there is no
+        lease any more, or a TTL has expired meanwhile. Raises StoreError.
+        """
+        return await self._publication.resume_lease() and not await self._publication.has_expired_checks()
+
+    async def restored(self) -> None:
+        """Wait until ``start`` has loaded everything. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(RESTORE_SECONDS):
+                await self._restored.wait()
+        except TimeoutError:
+            raise Unavailable("the agent has not loaded its services yet", hint="try again") from None
+
     async def start(self) -> None:
         """Load what was persisted, acquire the lease, publish everything. Raises StoreError."""
         await self._load_persisted()
@@ -350,6 +368,7 @@ class Registry:
         await self._publish_all()
         loops = (self._renew_loop(), self._deferred_loop(), self._progress_loop())
         self._tasks = [asyncio.create_task(each) for each in loops]
+        self._restored.set()
 
     async def stop(self) -> None:
         """Stop. What is published stays until the lease expires, so that a restart goes
@@ -373,8 +392,8 @@ class Registry:
         found = await self._publication.persisted()
         self._instances |= found.instances
         self._local.states = found.states
-        checks = [self._check(one, self._instances.get(one.service_id)) for one in found.definitions]
-        self._add_checks(checks, found.definitions)
+        async for one in unhurried(found.definitions):
+            self._add_checks([self._check(one, self._instances.get(one.service_id))], [one])
 
     async def _restore_published(self) -> None:
         """Restore attachments' instances and the last check outputs from what is published.
@@ -383,7 +402,7 @@ class Registry:
         """
         entries = [entry async for entry in self._publication.published()]
         # Services first, as they are, but the oldest instances before others: their network offered first.
-        for entry in sorted(entries, key=_restored_before):
+        async for entry in unhurried(sorted(entries, key=_restored_before)):
             try:
                 value = layout.decode(entry)
             except layout.DecodeError:

@@ -106,16 +106,21 @@ class Attachments:
         """How many attachments there are."""
         return len(self._known)
 
+    def refresh_names(self) -> Mapping[str, Announcement]:
+        """Read the files, and update DNS; what they announce, by the attachments' marks."""
+        found = self._read()
+        everyone = [*found.values()]
+        if self.shared is not None:
+            self.shared.publish(found)
+            own = {one.network for one in everyone}
+            everyone += (one for one in self.shared.others() if one.network in own)
+        self._names.replace(networks(everyone, self._permitted))
+        return found
+
     async def refresh(self) -> None:
         """Read the files, and update DNS and the registry. Raises StoreError."""
         async with self._lock:
-            found = self._read()
-            everyone = [*found.values()]
-            if self.shared is not None:
-                self.shared.publish(found)
-                own = {one.network for one in everyone}
-                everyone += (one for one in self.shared.others() if one.network in own)
-            self._names.replace(networks(everyone, self._permitted))
+            found = self.refresh_names()
             if self._overview is not None:
                 # Parsing a thousand records for the first time takes a second.
                 recorded = await asyncio.to_thread(self._recorded.read)

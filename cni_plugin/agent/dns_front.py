@@ -72,9 +72,14 @@ class DnsFront:
         """Addresses that could not be bound, and why."""
         return self._listeners.bind_errors
 
-    async def start(self) -> None:
-        """Start the worker, and bind all listeners. Raises WeftError."""
+    def start_worker(self) -> None:
+        """Start the worker: what the catalog loads is sent to it meanwhile. Raises WeftError."""
         self._worker.start()
+
+    async def start(self) -> None:
+        """Bind all listeners, and start the worker unless it runs. Raises WeftError."""
+        if not self._worker.is_started:
+            self.start_worker()
         await self._listeners.start()
         self._following = asyncio.create_task(self._follow_servers())
         await self._worker.sync()

@@ -38,7 +38,7 @@ from discovery.dns.network_zones import NetworkZones
 from discovery.metrics import Metrics
 from discovery.page.overview import Overview
 from discovery.registry import Registry
-from store import Store
+from store import Store, StoreError
 from store.embedded import EmbeddedStore
 from weft import __version__, confinement, files
 from weft.capabilities import AGENT
@@ -173,12 +173,13 @@ class Agent:
             return {one.name.lower() for one in (registry.node, *catalog.nodes())}
 
         attachments = Attachments(self._folder, names, registry, overview, permitted, node_names)
+        gc.disable()  # what a large catalog allocates stays
         clustering = Clustering(settings, self._folder, store, registry, self._restart)
         if clustering.member is not None:
             await self._start_part("cluster", clustering.member)
-        await self._start_part("registry", registry)
-        if clustering.node is not None:
-            await self._start_part("node", clustering.node)
+        resumed = await _resumed(registry)
+        if not resumed:
+            await self._start_part("registry", registry)
         acl = settings.http.acl
         tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=registry.node.datacenter)
         dns: DnsFront | None = None
@@ -187,22 +188,21 @@ class Agent:
             dns = DnsFront(catalog, names, settings.dns, metrics, self._spawner, visible)
             if acl.enabled:
                 tokens.on_change = dns.permissions_changed
+            with contextlib.suppress(WeftError):  # its start tries again
+                dns.start_worker()
         await self._start_part("catalog", CatalogSync(catalog, store, dns.feed if dns is not None else None))
+        announced = attachments.refresh_names()
+        instances = catalog.node_instances(registry.node.name)
+        if resumed and not all(one.owner in announced for one in instances if one.owner):
+            resumed = False  # what an attachment that has ended meanwhile has published is removed first
+            await self._start_part("registry", registry)
+        if not resumed:
+            await self._refresh(attachments, None)
         if dns is not None:
             await self._start_part("dns", dns)
-        await self._refresh(attachments, dns)
-        if settings.balancing is not None:
-            await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
-            await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
+            await dns.set_networks(dns.names.networks())
         # The HTTP library takes a third of a second to import; DNS is served meanwhile.
-        following = await asyncio.to_thread(_following)
-        await self._start_part("follower", following(self._folder, metrics))
         new_server, new_checker, new_prober, page_routes = await asyncio.to_thread(_http)
-        prober = new_prober(self._spawner, metrics)
-        await self._start_part("probes", prober)
-        await self._start_part(
-            "checks", new_checker(registry, catalog, metrics, scripts=settings.scripts, prober=prober)
-        )
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
@@ -213,17 +213,34 @@ class Agent:
         data = str(catalog_file.folder(settings) / "overlay")
         node = registry.node.name
         overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
+        peers = new_peers(overlays, new_echo(self._echo))
+        more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
+        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
+        await self._start_part("http", api)
+        # Names, services and the API are served from here on; what an earlier agent balances goes on meanwhile.
+        if resumed:
+            await self._start_part("registry", registry)
+        if clustering.node is not None:
+            await self._start_part("node", clustering.node)
         await self._start_part("overlay networks", overlays)
         if settings.store is not None:
             attachments.shared = shared = new_names(node, store, overlays.view, overlays.view.networks)
             overlays.on_names = lambda: self._task(self._refresh(attachments, dns))
             await self._start_part("names of other hosts", shared)
-        peers = new_peers(overlays, new_echo(self._echo))
         await self._start_part("probes of peers", peers)
-        more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
-        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
-        await self._start_part("http", api)
+        await self._refresh(attachments, dns)
+        if settings.balancing is not None:
+            await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
+            await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
+        following = await asyncio.to_thread(_following)
+        await self._start_part("follower", following(self._folder, metrics))
+        prober = new_prober(self._spawner, metrics)
+        await self._start_part("probes", prober)
+        await self._start_part(
+            "checks", new_checker(registry, catalog, metrics, scripts=settings.scripts, prober=prober)
+        )
         gc.freeze()
+        gc.enable()
         return Parts(registry, attachments, dns, api, overlays, clustering)
 
     def _restart(self, why: str) -> None:
@@ -343,6 +360,14 @@ class Agent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the agent failed: %r", error, exc_info=error)
+
+
+async def _resumed(registry: Registry) -> bool:
+    try:
+        return await registry.resume()
+    except StoreError as error:
+        log.warning("the lease of this node cannot be renewed: %s", error)
+        return False
 
 
 def _following() -> type[Following]:

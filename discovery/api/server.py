@@ -89,6 +89,7 @@ class ApiServer:
         self._metrics = metrics = metrics or Metrics()
         self._node = registry.node
         self._store = store
+        self._registry = registry
         self._blocking = blocking_queries = BlockingQueries(catalog, store, metrics)
         self._sessions = SessionManager(catalog, store, registry.node.name)
         self._changes = KeyWatcher(store, ROOT, self._on_batch, name_of=watched_name)
@@ -313,6 +314,8 @@ class ApiServer:
         return route, api_request
 
     async def _run(self, route: Route, api_request: HttpRequest) -> HttpResponse:
+        if route.path.startswith("/v1/agent/") or (route.writes and route.path.startswith("/v1/catalog/")):
+            await self._registry.restored()
         if not route.writes:
             return await route.handler(api_request)
         if api_request.acl.local_user:

@@ -136,6 +136,31 @@ def test_registrations_are_restored_after_the_lease_expired(tmp_path: Path) -> N
     run(test)
 
 
+@pytest.mark.parametrize("ttl, lease_seconds, true", [(60.0, 30.0, True), (0.3, 30.0, False), (60.0, 0.2, False)])
+def test_what_an_earlier_agent_published_is_served_as_long_as_it_is_true(
+    tmp_path: Path, ttl: float, lease_seconds: float, true: bool
+) -> None:
+    """Not after a TTL or the lease has expired meanwhile."""
+
+    async def test() -> None:
+        async with running(tmp_path, lease_seconds=lease_seconds) as parts:
+            await parts.registry.register(WEB, [replace(TTL, ttl=ttl, initial=Status.PASSING)])
+        await asyncio.sleep(0.5)
+        store = await open_embedded(tmp_path / "catalog.db")
+        registry = Registry(NODE, store, store)
+        try:
+            assert await registry.resume() is true
+            loading = asyncio.create_task(registry.restored())
+            await registry.start()
+            await loading
+            assert set(registry.instances()) == {"web-1"}
+        finally:
+            await registry.stop()
+            await store.close()
+
+    run(test)
+
+
 def test_a_repeated_registration_keeps_the_status(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
