@@ -107,21 +107,21 @@ async def join(host: Host, token: Token, node: str, address: str) -> tuple[Local
     own = host.own
     membership.check_name(node)
     local = own.load()
-    if local is not None and (local.fingerprint != token.fingerprint or local.made):
+    if local is not None and local.made:
         raise Conflict(
-            f"this host is node {local.node} of another cluster"
-            if local.done
-            else "this host has begun to make or join another cluster",
-            hint="weft cluster leave ends that",
+            f"this host is node {local.node} of a cluster that it has made", hint="weft cluster leave ends that"
         )
+    if local is not None and local.cluster and local.fingerprint != token.fingerprint:
+        raise Conflict(f"this host is node {local.node} of another cluster", hint="weft cluster leave ends that")
     if local is not None and local.done:
         return local, False
     # A member listens some seconds after a token was made.
     ca = await _patiently(lambda: join_client.fetch_authority(token), Again, host)
-    if local is None:
+    if local is None or local.fingerprint != token.fingerprint:
         weft_toml.check_free(host.toml)
         address = address or await join_client.own_address(token.addresses)
         membership.check_address(address)
+        own.remove()  # of a join that no member has admitted
         own.prepare()
         local = own.save(Local(node, membership.new_id(), address, fingerprint=token.fingerprint))
     if not own.has("node-key.pem"):
