@@ -17,7 +17,7 @@ from cluster import authority, join_client, nodes, setting_up, tokens
 from cluster.etcd_server import EtcdServer
 from cluster.join_client import Again
 from cluster.join_server import JoinServer
-from cluster.local import CLIENT_PORT, Files, Local, endpoint
+from cluster.local import CLIENT_PORT, Files, Local, endpoint, is_own
 from cluster.membership import Membership, Seen
 from cluster.nodes import DecodeError, Node, Role, State
 from cluster.setting_up import Host
@@ -199,6 +199,11 @@ class MemberKeeper:
 
     async def _run_etcd(self) -> float:
         """Start it again when it has died."""
+        if self._local.is_member and not is_own(self._local.address):
+            raise WeftError(
+                f"this host has no address {self._local.address} any more, at which it is a member of etcd: give it "
+                f"back, or on another member weft node rm {self._local.node}, here weft cluster leave, and join again"
+            )
         if self._local.is_member and self._server.is_configured and await asyncio.to_thread(self._server.ensure):
             log.warning("etcd did not run; it is started")
         return _LOOK_SECONDS

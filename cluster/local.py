@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -145,6 +146,17 @@ class Files:
 def endpoint(address: Address | str, port: int) -> str:
     """``HOST:PORT``, with brackets around an IPv6 address."""
     return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+
+
+def is_own(address: str) -> bool:
+    """Whether this host has an address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def peer_url(address: Address | str) -> str:

@@ -1,6 +1,7 @@
 """What the certificate of a node may do in etcd, as the permissions of its role.
 
-It reads all keys of weft. It writes its own node record, what is below it, and its own services and checks; and
+It reads all keys of weft. It writes its own node record, what is below it, and its own services, checks and part in
+overlay networks; and
 what belongs to no node: keys, sessions, tokens, networks and their blocks, where nodes write what others have
 written before, and etcd cannot tell one from the other (docs/security.md).
 """
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from cluster import nodes
+from cluster import nodes, records
 from store.etcd.administration import Permission
 
 _ALL = "/weft/"
 _HOSTS = "/weft/v2/host/"
 """What ``discovery.layout`` has for each node, by its name."""
-_PROTECTED = (nodes.CLUSTER, nodes.ROOT, _HOSTS)
+_TAKING_PART = f"{records.ROOT}member/"
+_PROTECTED = (nodes.CLUSTER, nodes.ROOT, _HOSTS, _TAKING_PART)
 
 
 def role(node: str) -> str:
@@ -25,7 +27,9 @@ def role(node: str) -> str:
 
 def permissions(node: str) -> tuple[Permission, ...]:
     """All permissions of a node's role."""
-    own = [_prefix(nodes.own_prefix(node)), _prefix(f"{_HOSTS}{quote(node, safe='')}/")]
+    own = [
+        _prefix(one) for one in (nodes.own_prefix(node), f"{_HOSTS}{quote(node, safe='')}/", f"{_TAKING_PART}{node}/")
+    ]
     record = nodes.record_key(node)
     return (
         Permission(_ALL, _after(_ALL), writes=False),

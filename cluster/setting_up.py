@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from cluster import authority, join_client, membership, weft_toml
 from cluster.authority import Authority
-from cluster.etcd_server import CONFIGURATION, EtcdServer, configuration
+from cluster.etcd_server import CONFIGURATION, EtcdServer, binary, configuration
 from cluster.join_client import Again
 from cluster.local import CLIENT_PORT, Files, Local, endpoint, peer_url
 from cluster.membership import Membership
-from cluster.nodes import Config, Role
+from cluster.nodes import Config, Role, State
 from cluster.tokens import Token
 from store.etcd.client import open_etcd
 from store.interface import Unavailable
@@ -63,6 +63,7 @@ async def make(host: Host, node: str, address: str, voters: int) -> Local:
     membership.check_address(address)
     local = own.load()
     if local is None:
+        binary()  # before anything is written
         weft_toml.check_free(host.toml)
         own.prepare()
         local = own.save(
@@ -164,14 +165,22 @@ async def become_member(host: Host, local: Local, addresses: tuple[str, ...]) ->
         await _patiently(started, Unavailable, host)
 
 
-async def leave(host: Host, *, last: bool, powered_off: bool) -> bool:
-    """Leave the cluster; whether the agent has used it. Raises WeftError."""
+async def leave(host: Host, *, last: bool, powered_off: bool, force: bool) -> bool:
+    """Leave the cluster; whether the agent has used it. ``force``: also where the others cannot be told.
+
+    Raises WeftError.
+    """
     own = host.own
     local = own.load()
     if local is None:
         return False
     if local.cluster and local.done:
-        await _take_leave(host, local, last=last, powered_off=powered_off)
+        try:
+            await _take_leave(host, local, last=last, powered_off=powered_off)
+        except (Unavailable, Conflict) as error:
+            if not force:
+                raise
+            host.say(f"the others are not told: {error.message}; on a member: weft node rm {local.node}")
     weft_toml.remove(host.toml, own.folder)
     host.say(f"no [store] in {host.toml}")
     host.server.remove()
@@ -194,6 +203,10 @@ async def _take_leave(host: Host, local: Local, *, last: bool, powered_off: bool
         return
     async with administrating(own, local) as cluster:
         seen = await cluster.see()
+        own_node = seen.nodes.get(local.node)
+        if own_node is None or own_node.id != local.id or own_node.state is State.REMOVED:
+            host.say(f"node {local.node} was removed before")
+            return
         others = [one for one in seen.present if one.name != local.node]
         if not others:
             if not last:

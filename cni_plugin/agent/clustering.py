@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cluster.etcd_server import EtcdServer
-from cluster.local import Files
+from cluster.local import Files, is_own
 from cluster.nodes import State
 from cni_plugin.agent.settings import Settings
 from discovery.registry import Registry
@@ -35,9 +35,12 @@ class Clustering:
         from cluster.keeper import MemberKeeper, NodeKeeper
 
         def addresses() -> tuple[Address, ...]:
-            """Of a node that has joined, what it has joined with."""
+            """What a node has joined with; without that, and of a client that has lost it, that of the uplink."""
+            joined = settings.cluster
+            if joined is not None and (joined.is_member or is_own(joined.address)):
+                return (joined.underlay,)
             with contextlib.suppress(ValueError):
-                return (ip_address(settings.cluster.address if settings.cluster else registry.node.address),)
+                return (ip_address(registry.node.address),)
             return ()
 
         async def on_state(state: State) -> None:

@@ -113,8 +113,9 @@ def new_token(tool: Tool, ttl: str, json_output: bool) -> None:
 @common
 @click.option("--last", is_flag=True, help="Even if this is the only node, with which the cluster ends.")
 @click.option("--powered-off", is_flag=True, help="No container of this host will use the cluster's networks any more.")
+@click.option("--force", is_flag=True, help="Also where the others cannot be told.")
 @pass_tool
-def leave(tool: Tool, last: bool, powered_off: bool, json_output: bool) -> None:
+def leave(tool: Tool, last: bool, powered_off: bool, force: bool, json_output: bool) -> None:
     """Let this host leave its cluster.
 
     Another node takes its place in etcd. Removes certificates, etcd's data and [store] in weft.toml, and
@@ -128,7 +129,7 @@ def leave(tool: Tool, last: bool, powered_off: bool, json_output: bool) -> None:
     tool.prepare_to("leave the cluster")
     with libraries():
         from cni_plugin.cli import cluster_work as work
-    is_gone = work.leave(last, powered_off, _progress(json_output))
+    is_gone = work.leave(_progress(json_output), last=last, powered_off=powered_off, force=force)
     if is_gone:
         _restart_agent(json_output)
     if json_output:

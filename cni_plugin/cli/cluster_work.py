@@ -62,9 +62,9 @@ def token(seconds: float) -> Token:
     return _run(issue())
 
 
-def leave(last: bool, powered_off: bool, say: Say) -> bool:
+def leave(say: Say, *, last: bool, powered_off: bool, force: bool) -> bool:
     """Let this host leave; whether it was in a cluster. Raises WeftError."""
-    return _run(setting_up.leave(_host(say), last=last, powered_off=powered_off))
+    return _run(setting_up.leave(_host(say), last=last, powered_off=powered_off, force=force))
 
 
 def renew() -> float:

@@ -123,3 +123,14 @@ def network() -> None:
 
 def remove_network() -> None:
     run("ip", "link", "delete", BRIDGE, check=False)
+
+
+def token(host: ClusterHost, *words: str) -> str:
+    """A join token, made on a member."""
+    return host.weft("cluster", "token", *words).stdout.strip()
+
+
+def members(host: ClusterHost) -> dict[str, str]:
+    """The members of etcd by name, as a member lists them: "false" for one that votes, "true" for a learner."""
+    found = host.ctl("member", "list", check=False).stdout.splitlines()
+    return {words[2]: words[5] for line in found if len(words := line.split(", ")) == 6}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import tokens
-from lab.many_hosts import ClusterHost, network, remove_network
+from lab.many_hosts import ClusterHost, members, network, remove_network, token
 from lab.waiting import until
 
 PATIENTLY = 90.0
@@ -35,16 +35,6 @@ def hosts(isolation: None) -> Iterator[Hosts]:
         for one in made:
             one.close()
         remove_network()
-
-
-def token(host: ClusterHost, *words: str) -> str:
-    return host.weft("cluster", "token", *words).stdout.strip()
-
-
-def members(host: ClusterHost) -> dict[str, str]:
-    """The members of etcd by name: ``false`` for one that votes."""
-    found = host.ctl("member", "list", check=False).stdout.splitlines()
-    return {words[2]: words[5] for line in found if len(words := line.split(", ")) == 6}
 
 
 def test_a_cluster_in_commands(hosts: Hosts) -> None:
@@ -88,6 +78,7 @@ def test_a_node_cannot_write_the_records_of_another(hosts: Hosts) -> None:
         "/weft/nodes/n1/alive",
         "/weft/nodes/n22",
         "/weft/v2/host/n1/node",
+        "/weft/v2/overlay/member/n1/blue",
         "/weft/cluster/config",
         "/weft/cluster/token/x",
         "/elsewhere",
@@ -95,7 +86,10 @@ def test_a_node_cannot_write_the_records_of_another(hosts: Hosts) -> None:
         refused = two.ctl("put", key, "x", user="node", check=False)
         assert "permission denied" in refused.stderr, key
         assert "permission denied" in two.ctl("del", key, user="node", check=False).stderr
-    for key in ("/weft/nodes/n2/mine", "/weft/v2/host/n2/x", "/weft/v2/kv/x", "/weft/blocks/x"):
+    for key in (
+        *("/weft/nodes/n2/mine", "/weft/v2/host/n2/x", "/weft/v2/overlay/member/n2/blue"),
+        *("/weft/v2/kv/x", "/weft/v2/overlay/block/blue/x", "/weft/operation/x/0"),
+    ):
         two.ctl("put", key, "x", user="node")
         assert one.ctl("get", key, user="node").stdout.split() == [key, "x"]
         two.ctl("del", key, user="node")

@@ -1,0 +1,147 @@
+"""Hosts of a cluster that are lost, reinstalled, partitioned, re-addressed or interrupted, with real etcd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab.many_hosts import ClusterHost, members, network, remove_network, token
+from lab.waiting import until
+
+PATIENTLY = 120.0
+VOTERS = dict.fromkeys(("n1", "n2", "n3"), "false")
+
+Start = Callable[..., ClusterHost]
+
+
+@pytest.fixture
+def start(isolation: None) -> Iterator[Start]:
+    """Starts hosts, by their numbers."""
+    network()
+    made: list[ClusterHost] = []
+
+    def new(number: int, *, install: bool = True) -> ClusterHost:
+        made.append(ClusterHost(number, install=install))
+        return made[-1]
+
+    try:
+        yield new
+    finally:
+        for one in made:
+            one.close()
+        remove_network()
+
+
+def cluster(start: Start, count: int) -> list[ClusterHost]:
+    hosts = [start(number) for number in range(1, count + 1)]
+    hosts[0].weft("cluster", "init")
+    for one in hosts[1:]:
+        one.weft("cluster", "join", token(hosts[0]))
+    if count >= 3:
+        until(lambda: members(hosts[0]) == VOTERS, PATIENTLY, "three voters")
+    return hosts
+
+
+def listed(host: ClusterHost) -> dict[str, dict[str, object]]:
+    return {row["name"]: row for row in host.weft("node", "ls", "--json").json}
+
+
+@pytest.mark.long
+def test_joins_that_are_killed_are_repeated(start: Start) -> None:
+    """With the same token, wherever it was: in the end there is one node, one member, and one use."""
+    [one] = cluster(start, 1)
+    two = start(2)
+    words = ("cluster", "join", token(one))
+    for seconds in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0):
+        process = two.start(*two.command(*words))
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    two.weft(*words)
+    until(lambda: members(one) == {"n1": "false", "n2": "true"}, PATIENTLY, "the learner")
+    until(lambda: listed(one)["n2"]["alive"], PATIENTLY, "n2")
+    assert sorted(listed(one)) == ["n1", "n2"]
+    text = two.path("/etc/weft/weft.toml").read_text()
+    assert text.count("[store]") == 1
+
+
+@pytest.mark.long
+def test_a_host_that_was_reinstalled_under_its_name(start: Start) -> None:
+    """It is refused until the old one is removed; that takes the old one's access and vote away."""
+    one, two, three = cluster(start, 3)
+    refused = one.weft("node", "rm", "n3", check=False)
+    assert "the agent of node n3 runs" in refused.stderr
+    three.close()
+    again = start(3)
+    refused = again.weft("cluster", "join", token(one), check=False)
+    assert "the cluster has a node n3 already" in refused.stderr
+    until(lambda: not listed(one)["n3"]["alive"], PATIENTLY, "the end of n3's lease")
+    one.weft("node", "rm", "n3", "--powered-off")
+    row = listed(two)["n3"]
+    assert (row["state"], row["powered_off"]) == ("removed", True)
+    until(lambda: sorted(members(one).values()) == ["false", "true"], PATIENTLY, "one voter, and a learner")
+    until(lambda: "n3" not in one.ctl("user", "list").stdout.split(), PATIENTLY, "the end of n3's access")
+    again.weft("cluster", "join", token(one))
+    until(lambda: members(one) == VOTERS, PATIENTLY, "three voters")
+    assert listed(two)["n3"]["state"] == "ready"
+
+
+@pytest.mark.long
+def test_a_node_that_was_removed_while_it_was_partitioned(start: Start) -> None:
+    """It says so itself when it is back, has no access, and can leave and join again."""
+    one, two, three = cluster(start, 3)
+    three.connect(up=False)
+    until(lambda: not listed(one)["n3"]["alive"], PATIENTLY, "the end of n3's lease")
+    one.weft("node", "rm", "n3")
+    row = listed(two)["n3"]
+    assert (row["state"], row["powered_off"]) == ("removed", False)
+    until(lambda: "n3" not in one.ctl("user", "list").stdout.split(), PATIENTLY, "the end of n3's access")
+    three.connect(up=True)
+    refused = three.ctl("get", "/weft/nodes/n1", user="node", check=False, endpoint=one.address)
+    assert refused.code != 0
+    assert refused.stdout == ""
+    until(lambda: three.weft("status", check=False).stdout.count("cluster"), PATIENTLY, "the problem in weft status")
+    three.weft("cluster", "leave", "--force")
+    three.weft("cluster", "join", token(one))
+    until(lambda: members(one) == VOTERS, PATIENTLY, "three voters")
+
+
+@pytest.mark.long
+def test_a_client_takes_the_place_of_a_voter_that_leaves(start: Start) -> None:
+    hosts = cluster(start, 3)
+    four = start(4)
+    four.weft("cluster", "join", token(hosts[0]))
+    assert listed(hosts[0])["n4"]["role"] == "client"
+    assert not four.path("/etc/weft/etcd/ca-key.pem").exists()
+    refused = four.weft("cluster", "token", check=False)
+    assert "no member of the cluster's etcd" in refused.stderr
+    hosts[2].weft("cluster", "leave")
+    expected = dict.fromkeys(("n1", "n2", "n4"), "false")
+    until(lambda: members(hosts[0]) == expected, PATIENTLY, "n4 as a voter")
+    assert four.path("/etc/weft/etcd/ca-key.pem").exists()
+
+
+@pytest.mark.long
+def test_a_member_that_has_lost_its_address(start: Start) -> None:
+    """It says what to do; a majority of the others goes on."""
+    _one, two, three = cluster(start, 3)
+    three.run("ip", "address", "replace", "10.78.0.33/24", "dev", "eth0")
+    three.run("ip", "address", "delete", "10.78.0.3/24", "dev", "eth0")
+    until(
+        lambda: "no address 10.78.0.3 any more" in three.weft("status", check=False).stdout,
+        PATIENTLY,
+        "the problem in weft status",
+    )
+    two.ctl("put", "/weft/v2/kv/x", "1", user="node")
+
+
+@pytest.mark.long
+def test_a_host_without_etcd(start: Start) -> None:
+    one = start(1, install=False)
+    refused = one.weft("cluster", "init", check=False)
+    assert "etcd is not installed" in refused.stderr
+    assert "apt-get install etcd-server" in refused.stderr
