@@ -113,6 +113,8 @@ class ClusterHost:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # The kernel ends a namespace later, and its links with it.
+        run("ip", "link", "delete", f"hosts-{self.number}", check=False)
 
 
 def network() -> None:
