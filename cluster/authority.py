@@ -25,7 +25,6 @@ AUTHORITY_DAYS = 3650
 NODE_DAYS = 365
 RENEW_DAYS = 60
 """A certificate is renewed when so many days are left of it."""
-WARN_DAYS = 30
 _EARLIER = datetime.timedelta(minutes=10)
 """What a certificate is valid before it is signed: clocks differ."""
 _REQUEST_BYTES = 4096

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from cluster import authority, join_client, nodes, setting_up, tokens
+from cluster.diagnosis import CLOCK_SECONDS, clock_key, clock_offset
 from cluster.etcd_server import EtcdServer
 from cluster.join_client import Again
 from cluster.join_server import JoinServer
@@ -33,6 +34,8 @@ _RENEWED_EVERY = nodes.ALIVE_SECONDS / 3
 _LOOK_SECONDS = 1.0
 """Between two looks whether etcd runs."""
 _SETTLE_SECONDS = (1.5, 3.0)
+_CLOCK_SECONDS = 300.0
+"""Between two writes of a node's time."""
 _ENDPOINTS_SECONDS = 300.0
 _CERTIFICATE_SECONDS = 3600.0
 _DAY = 86400.0
@@ -63,6 +66,7 @@ class NodeKeeper:
         self._creates = creates
         self._lease = 0
         self._state: State | None = None
+        self._clock_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self.problem = ""
         """Why the node does not take part, "" while it does."""
@@ -99,8 +103,12 @@ class NodeKeeper:
                 log.info("the lease of this node has expired; it takes part again")
                 self._lease = 0
         if not self._lease:
+            self._clock_at = 0.0
             self._lease = await self._store.grant(nodes.ALIVE_SECONDS)
             await self._store.put(nodes.alive_key(self._name), self._id.encode(), lease=self._lease)
+        if time.monotonic() >= self._clock_at:
+            self._clock_at = time.monotonic() + _CLOCK_SECONDS * random.uniform(0.8, 1.2)
+            await self._store.put(clock_key(self._name), f"{time.time():.3f}".encode(), lease=self._lease)
         if node.state is not self._state:
             await self._on_state(node.state)
             self._state = node.state
@@ -163,6 +171,7 @@ class MemberKeeper:
         self._joins: JoinServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoints_at = 0.0
+        self._clocks: dict[str, int] = {}
         self._problems: dict[str, str] = {}
 
     @property
@@ -216,6 +225,7 @@ class MemberKeeper:
             return _SETTLE_SECONDS[1]
         await cluster.settle()
         seen = await cluster.see()
+        await self._compare_clocks(cluster)
         await self._follow_endpoints(await cluster.endpoints())
         members = {one.name for one in await cluster.members()}
         own = seen.nodes.get(self._local.node)
@@ -247,6 +257,27 @@ class MemberKeeper:
             await self._joins.open()
         else:
             await self._joins.close()
+
+    async def _compare_clocks(self, cluster: Membership) -> None:
+        """Compare what nodes have written since the last look with the time now."""
+        now, first = time.time(), not self._clocks
+        for entry in (await cluster.store.range(nodes.ROOT)).entries:
+            name = entry.key.removeprefix(nodes.ROOT).removesuffix("/clock")
+            if "/" in name or not entry.key.endswith("/clock"):
+                continue
+            is_new = self._clocks.get(name) != entry.mod_revision
+            self._clocks[name] = entry.mod_revision
+            ahead = clock_offset(entry.value, now)
+            if first or not is_new or ahead is None:
+                continue
+            # It was written up to one look ago.
+            if not -CLOCK_SECONDS - _SETTLE_SECONDS[1] <= ahead <= CLOCK_SECONDS:
+                self._problems[f"clock of {name}"] = (
+                    f"the clock of node {name} differs by {ahead:.0f} s from this one's"
+                )
+                log.warning("%s", self._problems[f"clock of {name}"])
+            else:
+                self._problems.pop(f"clock of {name}", None)
 
     async def _follow_endpoints(self, found: tuple[str, ...]) -> None:
         if found and set(found) != set(self._local.endpoints):

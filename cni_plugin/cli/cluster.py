@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from cluster.local import FOLDER, Files
 from cni_plugin.cli import agents
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, warn
@@ -157,6 +158,15 @@ def renew(tool: Tool, json_output: bool) -> None:
         as_json({"expires": expires})
     else:
         say(f"valid until {time.strftime('%Y-%m-%d', time.gmtime(expires))}")
+
+
+def findings() -> list[tuple[str, str]]:
+    """What is wrong with this host's part in a cluster, each with its remedy. Raises WeftError."""
+    if Files(FOLDER).load() is None:
+        return []
+    with libraries():
+        from cni_plugin.cli import cluster_work as work
+    return work.findings()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
-from cluster import authority, keeper, nodes, setting_up, tokens
+from cluster import authority, diagnosis, keeper, nodes, setting_up, tokens
 from cluster.etcd_server import EtcdServer
 from cluster.local import FOLDER, JOIN_PORT, Files, Local, endpoint
 from cluster.membership import Membership
@@ -22,6 +22,7 @@ from cni_plugin.agent.stores import open_store
 from cni_plugin.engine import listener
 from discovery.consul.durations import parse_duration
 from store.etcd.client import open_etcd
+from store.interface import StoreError
 from weft.errors import BadOption, Conflict
 from weft.kernel import default_route
 from weft.kernel.linux.kernel import LinuxKernel
@@ -147,6 +148,36 @@ def promote(name: str) -> tuple[Role, str]:
             return role, await cluster.settle()
 
     return _run(work())
+
+
+def findings() -> list[tuple[str, str]]:
+    """What is wrong with this host's part in a cluster, each with its remedy. Raises WeftError."""
+    own = Files(FOLDER)
+    local = own.load()
+    if local is None:
+        return []
+    expires = authority.expires(own.read("node.pem")) if own.has("node.pem") else 0.0
+    found = list(diagnosis.of_files(local, expires, time.time()))
+    if not local.done:
+        return found
+
+    async def read() -> list[tuple[str, str]]:
+        if not own.has("root.pem"):
+            store = await open_etcd(own.settings(local))
+            try:
+                seen, members = await Membership(store, own).see(), None
+            finally:
+                await store.close()
+        else:
+            async with setting_up.administrating(own, local) as cluster:
+                seen = await cluster.see()
+                members = {one.name for one in await cluster.members()}
+        return list(diagnosis.of_nodes(seen.nodes, seen.alive, members, time.time(), seen.config.voters))
+
+    try:
+        return found + _run(read())
+    except StoreError as error:
+        return [*found, (f"the cluster cannot be read: {error.message}", "see weft status")]
 
 
 def seconds(ttl: str) -> float:

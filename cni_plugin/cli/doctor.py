@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from cni_plugin.cli import agents, clustered
+from cni_plugin.cli import agents, cluster, clustered
 from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
@@ -72,6 +72,7 @@ def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
     catalog = [Finding(what, remedy) for what, remedy in agents.catalog_damages()]
+    nodes = [Finding(what, remedy) for what, remedy in cluster.findings()]
     docker = list(diagnosis.findings(tool.service.host.run))
     around = conditions.every(tool.service.reading_once(), agents.certificates())
     return [
@@ -81,6 +82,7 @@ def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
         *_of_agent(),
         *clustered.findings(),
         *catalog,
+        *nodes,
         *docker,
     ]
 

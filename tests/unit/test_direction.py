@@ -72,7 +72,7 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.plan cni_plugin.features cni_plugin.service cni_plugin.networks cni_plugin.engine"
     ),
     "cni_plugin.cli": (
-        "weft weft.kernel weft.kernel.linux weft.kernel.trace store.etcd cluster discovery discovery.consul "
+        "weft weft.kernel weft.kernel.linux weft.kernel.trace store store.etcd cluster discovery discovery.consul "
         "discovery.dns discovery.balancer cni_plugin.dataplane cni_plugin.wire cni_plugin.dhcp "
         "cni_plugin.ops cni_plugin.plan cni_plugin.agent cni_plugin.service cni_plugin.networks cni_plugin.entry "
         "cni_plugin.engine cni_plugin.docker"
