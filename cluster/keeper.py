@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _RENEWED_EVERY = nodes.ALIVE_SECONDS / 3
 _LOOK_SECONDS = 1.0
 """Between two looks whether etcd runs."""
+_MOST_PAUSE = 30.0
 _SETTLE_SECONDS = (1.5, 3.0)
 _CLOCK_SECONDS = 300.0
 """Between two writes of a node's time."""
@@ -90,7 +91,8 @@ class NodeKeeper:
             try:
                 await self._round()
             except WeftError as error:
-                log.debug("the node's record: %s", error)  # the store tells of an outage
+                # The store logs an outage; that a node was removed it cannot read any more.
+                self.problem = f"the node's record cannot be kept: {error.message}"
 
     async def _round(self) -> None:
         node = await self._record()
@@ -172,6 +174,7 @@ class MemberKeeper:
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoints_at = 0.0
         self._clocks: dict[str, int] = {}
+        self._etcd_pause = self._etcd_since = 0.0
         self._problems: dict[str, str] = {}
 
     @property
@@ -215,6 +218,12 @@ class MemberKeeper:
             )
         if self._local.is_member and self._server.is_configured and await asyncio.to_thread(self._server.ensure):
             log.warning("etcd did not run; it is started")
+            # One that ends at once, because it was removed or lacks something, is started less and less often.
+            self._etcd_pause = min(self._etcd_pause * 2, _MOST_PAUSE) if self._etcd_pause else _LOOK_SECONDS
+            self._etcd_since = time.monotonic()
+            return self._etcd_pause
+        if time.monotonic() - self._etcd_since > _MOST_PAUSE:
+            self._etcd_pause = 0.0
         return _LOOK_SECONDS
 
     async def _run_members(self) -> float:
@@ -223,19 +232,28 @@ class MemberKeeper:
         if cluster is None:
             await self._follow_role()
             return _SETTLE_SECONDS[1]
+        self._check_own(await cluster.see())
         await cluster.settle()
         seen = await cluster.see()
         await self._compare_clocks(cluster)
         await self._follow_endpoints(await cluster.endpoints())
         members = {one.name for one in await cluster.members()}
-        own = seen.nodes.get(self._local.node)
-        if own is not None and own.id == self._local.id and own.state is not State.REMOVED:
-            if self._local.node not in members and not await asyncio.to_thread(self._server.running):
-                await self._change_role(own.role, "is no member of etcd any more")
-            elif own.role is not self._local.role:
-                self._local = self._own.save(replace(self._local, role=own.role))
+        own = seen.nodes[self._local.node]
+        if self._local.node not in members and not await asyncio.to_thread(self._server.running):
+            await self._change_role(own.role, "is no member of etcd any more")
+        elif own.role is not self._local.role:
+            self._local = self._own.save(replace(self._local, role=own.role))
         await self._serve_joins(cluster, seen, members)
         return random.uniform(*_SETTLE_SECONDS)
+
+    def _check_own(self, seen: Seen) -> None:
+        """A node that was removed acts no more. Raises WeftError."""
+        own = seen.nodes.get(self._local.node)
+        if own is None or own.id != self._local.id or own.state is State.REMOVED:
+            raise WeftError(
+                f"this node, {self._local.node}, was removed from the cluster",
+                hint="weft cluster leave --force, then join again",
+            )
 
     async def _administration(self) -> Membership | None:
         """None on a client."""

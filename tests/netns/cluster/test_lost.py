@@ -104,7 +104,8 @@ def test_a_node_that_was_removed_while_it_was_partitioned(start: Start) -> None:
     refused = three.ctl("get", "/weft/nodes/n1", user="node", check=False, endpoint=one.address)
     assert refused.code != 0
     assert refused.stdout == ""
-    until(lambda: three.weft("status", check=False).stdout.count("cluster"), PATIENTLY, "the problem in weft status")
+    said = "was removed from the cluster"
+    until(lambda: said in three.weft("status", check=False).stdout, PATIENTLY, "the problem in weft status")
     three.weft("cluster", "leave", "--force")
     three.weft("cluster", "join", token(one))
     until(lambda: members(one) == VOTERS, PATIENTLY, "three voters")
