@@ -282,8 +282,8 @@ class Membership:
         replaced = next(iter([*lost, *(learners if node.role is Role.CLIENT else [])]), None)
         if replaced is None:
             raise Conflict(
-                f"all {seen.config.voters} members of etcd run, there is no place for node {name}",
-                hint="drain and remove one of them first, or let it leave",
+                f"no member of etcd is down or a learner, whose place node {name} could take",
+                hint="let one of them leave first: weft node ls",
             )
         await self.change(name, lambda one: replace(one, role=replaced.role))
         await self.change(replaced.name, lambda one: replace(one, role=Role.CLIENT))
