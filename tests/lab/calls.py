@@ -266,7 +266,7 @@ def files() -> list[str]:
     found = []
     for folder in STATE:
         for path in Path(folder).rglob("*"):
-            kept = path.name == "lock" or path.name.startswith(("last_reserved_ip.", "engine."))
+            kept = path.name in ("lock", "ruleset.verified") or path.name.startswith(("last_reserved_ip.", "engine."))
             furniture = path.parent.name == "ipam" or kept
             if path.is_file() and not furniture:
                 found.append(str(path))

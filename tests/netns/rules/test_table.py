@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from unit.nft.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_rule
 
 from cni_plugin.dataplane.tables import TABLES
+from lab import namespaces
 from lab.host import Host
 from weft.errors import Conflict
 from weft.kernel.interface import Element
+from weft.kernel.nft import ruleset
 from weft.kernel.nft.library import Library, Program
 from weft.kernel.nft.ruleset import Nft
 from weft.kernel.nft.socket import NftSocket
@@ -174,6 +179,55 @@ def test_only_own_changes_keep_the_generation_verified(host: Host, nft: Nft) -> 
     assert "ports" in (nft.lacks(TABLES) or "")
 
 
+def test_processes_that_follow_each_other_keep_what_was_verified(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each Nft is a process: it reads the rules again only after another program's change, or elsewhere."""
+    surveys = []
+    original = ruleset.survey
+    monkeypatch.setattr(ruleset, "survey", lambda *given: surveys.append(given) or original(*given))
+    path = tmp_path / "ruleset.verified"
+
+    @contextlib.contextmanager
+    def process() -> Iterator[Nft]:
+        made = Nft(TABLES, stored=str(path))
+        surveys.clear()
+        yield made
+        made.close()
+
+    with process() as one:
+        one.install(TABLES)
+        assert one.lacks(TABLES) is None
+        one.add([PORT])
+    assert path.stat().st_mode & 0o777 == 0o600
+    with process() as one:
+        assert one.lacks(TABLES) is None and "ports4" in one.collections()
+        one.delete([PORT])
+        assert one.elements("ports4") == () and not surveys
+    kept = path.read_bytes()
+    with process() as one:  # of another release
+        assert "raw_prerouting" in (one.lacks(with_priority("raw_prerouting", "mangle")) or "")
+    for damaged in (b"", kept[:-2], kept.replace(b" ", b"", 1), kept.replace(b"a", b"b"), b"\xff" * 300):
+        path.write_bytes(damaged)
+        with process() as one:
+            assert one.lacks(TABLES) is None and surveys
+    nft_program(host, "flush chain inet weft dnat_published")
+    with process() as one:
+        assert "dnat_published" in (one.lacks(TABLES) or "")
+
+    generation = int(path.read_text().split()[-2])
+
+    def elsewhere() -> None:
+        namespaces.unshare()  # as if the inode number, and with it the folder, were the same
+        with process() as one:
+            while one._ask(NftSocket.generation) < generation:
+                one._do("add table ip other\ndelete table ip other\n")
+            assert one.lacks(TABLES) == "the table inet weft is missing" and surveys
+
+    with ThreadPoolExecutor() as thread:
+        thread.submit(elsewhere).result()
+
+
 def test_foreign_tables_are_kept(host: Host, nft: Nft) -> None:
     nft_program(
         host,
@@ -194,8 +248,6 @@ def test_tables_stay_in_their_namespace(host: Host) -> None:
 
         def elsewhere(made: Nft = made) -> None:
             os.close(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
-            from lab import namespaces
-
             namespaces.unshare()
             made.install(TABLES)
             made.add([PORT])

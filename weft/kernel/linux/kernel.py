@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weft import files
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
@@ -574,7 +575,7 @@ class LinuxKernel:
 
             if self._tables is None:
                 raise KernelRefused("this kernel was opened without nftables tables")
-            self._rules = Nft(self._tables)
+            self._rules = Nft(self._tables, stored=f"{files.ROOT}/{self.host.id.inode}/ruleset.verified")
         return self._rules
 
     def identify(self, path: str) -> NamespaceId:

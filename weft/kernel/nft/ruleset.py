@@ -20,7 +20,7 @@ from typing import TypeVar
 from weft.errors import Busy, Exists, KernelRefused, Missing
 from weft.kernel.interface import Element
 from weft.kernel.nft.elements import creations, deletions, writable
-from weft.kernel.nft.generation import VerifiedGeneration
+from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
 from weft.kernel.nft.limits import checked_limit
 from weft.kernel.nft.lookup import dump, keys, look_up, owned
@@ -43,18 +43,22 @@ _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables rea
 class Nft:
     """Tables in the network namespace that the constructor's thread is in; usable from any thread.
 
-    Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses
-    how commands are run (the library, else the ``nft`` program); ``verified`` is shared by those
-    that verify together. Tables that an earlier release installed, with former names of sets, are
-    upgraded before anything is done with them.
+    Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses how
+    commands are run (the library, else the ``nft`` program); ``verified`` is shared by those that verify
+    together, ``stored`` the file of those that follow each other. Tables that an earlier release installed,
+    with former names of sets, are upgraded before anything is done with them.
     """
 
     def __init__(
-        self, tables: Tables, make: Callable[[], Runner] = runner, verified: VerifiedGeneration | None = None
+        self,
+        tables: Tables,
+        make: Callable[[], Runner] = runner,
+        verified: VerifiedGeneration | None = None,
+        stored: str = "",
     ) -> None:
         self._tables = tables
         self._make = make
-        self._verified = verified or VerifiedGeneration()
+        self._verified = verified or (StoredGeneration(stored) if stored else VerifiedGeneration())
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = allocate_lock()
         self._runner: Runner | None = None
@@ -64,6 +68,7 @@ class Nft:
 
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
+        self._verified.save()
         with self._lock:
             if self._runner is not None:
                 self._runner.close()
@@ -376,6 +381,9 @@ class Nft:
     def _declared(self) -> dict[str, Shape]:
         """The existing sets and maps; tables of an earlier release are upgraded first."""
         tables = self._tables
+        verified = self._verified.found
+        if verified is not None and verified == (tables.digest, self._ask(NftSocket.generation)):
+            return tables.shapes  # neither more nor fewer
         found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
         if outdated(tables, found):
             self.install(tables)
