@@ -263,6 +263,55 @@ def test_names_and_services(machine: Docked) -> None:
 
 
 @pytest.mark.long
+def test_dockers_own_options(machine: Docked) -> None:
+    create = ("network", "create", "-d", "weft", "-o")
+    bridge = "com.docker.network.bridge"
+    machine.ask(*create, f"{bridge}.host_binding_ipv4=127.0.0.1", "-o", f"{bridge}.name=own0", "bound")
+    machine.ask(*create, f"{bridge}.enable_icc=false", "-o", "com.docker.network.driver.mtu=1400", "apart")
+    # A new docker command passes the address in a way that an old dockerd does not know.
+    mac = ("--mac-address", "02:00:00:00:00:77") if machine.weft_folder != ROOT else ()
+    machine.serve("b1", "--net=bound", *mac, "-p", "8081:80")
+    assert "127.0.0.1:8081->80/tcp" in machine.weft("ps").stdout and "own0" in machine.links()
+    assert not mac or mac[1] in machine.ask("exec", "b1", "/bin/ip", "link", "show", "eth0")
+    assert not machine.page("outside", "192.0.2.1:8081", expected=False)
+    first = machine.serve("a1", "--net=apart", "-p", "8082-8083:80")
+    machine.serve("a2", "--net=apart", "-p", "8082-8083:80")
+    assert "mtu 1400" in machine.ask("exec", "a1", "/bin/ip", "link", "show", "eth0")
+    assert machine.page("outside", "192.0.2.1:8082") and machine.page("outside", "192.0.2.1:8083")
+    assert not machine.gets("a2", first, expected=False)
+    # Two networks, one of which leads to the outside.
+    machine.ask("network", "create", "-d", "weft", "--internal", "inner")
+    machine.ask("network", "connect", "inner", "a1")
+    assert "default" in machine.ask("exec", "a1", "/bin/ip", "route")
+    until(lambda: machine.problems() == [])
+
+
+@pytest.mark.long
+def test_after_a_boot(machine: Docked) -> None:
+    """Docker repeats neither networks nor pools; containers with a restart policy start as before."""
+    create = ("network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet")
+    machine.ask(*create, "10.96.0.0/24", "kept")
+    machine.ask(*create, "10.97.0.0/24", "unused")
+    machine.serve("always", "--net=kept", "--restart=always", "-p", "8080:80")
+    machine.serve("once", "--net=kept")
+    machine.kill_docker()
+    machine.kill_driver()
+    machine.boot()
+    assert not [name for name in machine.links() if name.startswith("weft-")]
+    used = machine.weft("network", "create", "--subnet", "10.97.0.0/25", "other")
+    assert "Docker's network" in used.stderr, used
+    machine.drive()
+    machine.docker()
+    until(lambda: machine.inspect("always")["State"]["Running"], 60)
+    assert machine.page("outside", "192.0.2.1:8080")
+    machine.ask("start", "once")
+    assert machine.gets("once", "always")
+    machine.serve("new", "--net=unused")
+    until(lambda: machine.endpoints()[0] == machine.endpoints()[1], 60)
+    until(lambda: machine.problems() == [], 60)
+
+
+@pytest.mark.long
 def test_nothing_is_lost(machine: Docked) -> None:
     """The driver is killed and dockerd is killed; what Docker removed meanwhile is gone with the next start."""
     create = ("network", "create", "-d", "weft", "--ipam-driver", "weft")

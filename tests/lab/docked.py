@@ -27,6 +27,16 @@ while True:
     server.sendto(query[:2] + b"\\x81\\x80" + counts + query[12:end] + record * asked, client)
 """
 
+_BOOT = """
+for process in $(ps -eo pid= | grep -vw -e 1 -e $$); do kill -KILL $process 2>/dev/null || :; done
+for name in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do
+    case $name in weft* | docker0 | own0) ip link del "$name" ;; esac
+done
+nft flush ruleset
+for mount in $(grep -o ' /run/docker/[^ ]*' /proc/mounts); do umount -l $mount 2>/dev/null || :; done
+rm -rf /run/weft /run/docker /run/docker.sock /run/docker.pid /run/containerd
+"""
+
 
 class Docked(Firewalled):
     """dockerd, ``weft docker``, and the neighbour ``outside`` (192.0.2.2)."""
@@ -53,6 +63,10 @@ class Docked(Firewalled):
         """Kill dockerd without notice; its containers go on."""
         pid = self.run("cat", "/run/docker.pid").stdout.strip()
         self.run("sh", "-c", f"kill -KILL {pid}; while test -d /proc/{pid}; do sleep 0.05; done; rm /run/docker.pid")
+
+    def boot(self) -> None:
+        """What a boot does, with dockerd and the driver killed: processes, links, rules and /run are gone."""
+        self.run("sh", "-c", _BOOT)
 
     def endpoints(self) -> tuple[set[str], set[str]]:
         """The endpoints that the driver keeps, and those that Docker has."""
