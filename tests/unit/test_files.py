@@ -14,7 +14,6 @@ import pytest
 from cni_plugin.engine import listener as engine_listener
 from cni_plugin.entry import installation
 from cni_plugin.networks import conflists
-from cni_plugin.plan import modules
 from cni_plugin.wire.plugins import OWN_NAME
 from lab.calls import Weft
 from lab.confs import dual, network
@@ -144,7 +143,7 @@ def test_a_killed_installation_is_completed_by_the_next(tmp_path: Path) -> None:
     scripts, folder = tmp_path / "scripts", tmp_path / "cni"
     scripts.mkdir()
     one = installation.Installation("/usr/bin/python3", "/nowhere", (), str(scripts))
-    wanted = {OWN_NAME, *modules.plugins()}
+    wanted = {OWN_NAME, *installation.links()}
     for at in range(len(wanted) + 2):  # the executables and two scripts
         assert killed(lambda: installation.make(str(folder), one, None, replace=False), at)
         installation.make(str(folder), one, None, replace=False)
