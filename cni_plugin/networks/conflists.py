@@ -238,6 +238,7 @@ def write(folder: str, name: str, content: Json, *, prefix: str = "") -> str:
             os.unlink(temporary)  # not truncated: it may be a hard link of an existing network
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with open(descriptor, "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o644)  # the agent's umask is narrower
             json.dump(content, file, indent=2)
             file.write("\n")
             file.flush()
