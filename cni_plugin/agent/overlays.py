@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -214,10 +214,10 @@ class Overlays:
         found = tunnels.generations(network, self.node, self.view.members(network.name).values())
         return tunnels.published(found, look.keys.get(network.name, {}))
 
-    async def _guarded(self, name: str, work: object) -> None:
+    async def _guarded(self, name: str, work: Awaitable[str]) -> None:
         """Do one network's part; an error is its problem and no other's."""
         try:
-            problem = await work  # type: ignore[misc]
+            problem = await work
         except StoreError as error:
             self.store_problem = error.message
             return
