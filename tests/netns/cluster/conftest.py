@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
 
@@ -10,11 +11,13 @@ from lab.abilities import require
 from lab.etcd import Cluster
 from lab.hosts import Machines
 
+_numbers = count(11)
+
 
 @pytest.fixture(scope="module")
 def etcd(isolation: None) -> Iterator[Cluster]:
     require("vxlan")
-    made = Cluster(1)
+    made = Cluster(next(_numbers))  # the links of the file before may not be gone yet
     try:
         yield made
     finally:
@@ -23,7 +26,7 @@ def etcd(isolation: None) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def hosts(etcd: Cluster) -> Iterator[Machines]:
-    made = Machines(etcd.bridge, "10.77.1", etcd.endpoints)
+    made = Machines(etcd.bridge, f"10.77.{etcd.number}", etcd.endpoints)
     try:
         yield made
     finally:

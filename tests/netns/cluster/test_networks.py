@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lab import namespaces
+from lab.commands import run
 from lab.dns import ask, question, read, records
 from lab.etcd import KILL, Cluster
 from lab.hosts import Machine, Machines
@@ -75,6 +76,7 @@ def test_weft_gc_leaves_networks_without_containers(hosts: Machines) -> None:
     assert hosts[3].run("ls", "/etc/cni/net.d").stdout.split() == ["zz-blue.conflist"]
 
 
+@pytest.mark.long
 def test_a_host_that_uses_the_subnet_does_not_join(hosts: Machines, blue: Blue) -> None:
     hosts[3].run("ip", "route", "add", "10.200.7.0/24", "dev", "eth0")
     hosts[1].weft("network", "create", "-d", "overlay", "red", "--subnet", "10.200.0.0/16")
@@ -159,6 +161,22 @@ def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
     hosts[1].weft("network", "rm", "--force", "named")
 
 
+def test_routes_have_the_mtu_that_reaches_a_peer(hosts: Machines, blue: Blue) -> None:
+    """A bridge on the way drops larger packets and says nothing: no ICMP error comes."""
+    found = hosts[1].weft("status", "peers", "--json").json
+    assert {(one["Node"], one["Reachable"], one["MTU"]) for one in found} == {("h2", True, 1450), ("h3", True, 1450)}
+    run("ip", "link", "set", hosts[2].link, "mtu", "1400")
+    try:
+        small = hosts[1].weft("status", "peers", "--json", check=False)
+        assert small.code and {one["Node"]: one["MTU"] for one in small.json} == {"h2": 1350, "h3": 1450}
+        until(lambda: "mtu 1350" in hosts[1].run("ip", "route").stdout, _SOON, "the MTU of the routes")
+        ping = ("ip", "netns", "exec", "c1", "ping", "-c", "1", "-W", "5", "-M", "do", "-s")
+        assert hosts[1].run(*ping, str(1350 - 28), blue.at[2], check=False).code == 0
+    finally:
+        run("ip", "link", "set", hosts[2].link, "mtu", "1500")
+    assert hosts[1].weft("status", "peers").code == 0
+
+
 def test_containers_start_while_the_cluster_is_down(hosts: Machines, blue: Blue, etcd: Cluster) -> None:
     """Traffic goes on, agents restart from what they know, and all is caught up within seconds of its return."""
     for member in range(3):
@@ -178,13 +196,15 @@ def test_containers_start_while_the_cluster_is_down(hosts: Machines, blue: Blue,
     etcd.wait()
     back = time.monotonic()
     until(lambda: not hosts[2].weft("network", "create", "-d", "overlay", "late", check=False).code, _SOON, "a network")
+    created = time.monotonic()
     hosts.joined("late")
-    print(f"caught up after {time.monotonic() - back:.1f} s")
+    print(f"created after {created - back:.1f} s, on all hosts {time.monotonic() - created:.2f} s later")
     hosts[1].weft("network", "rm", "late")
     for number in new:
         hosts[number].detach("blue", f"new{number}")
 
 
+@pytest.mark.long
 def test_a_host_that_was_cut_off_catches_up(hosts: Machines, blue: Blue) -> None:
     hosts[3].cut()
     hosts[1].weft("network", "create", "-d", "overlay", "green")

@@ -1,0 +1,184 @@
+"""Hosts that claim, lease and give back under faults: no address twice, no block with two owners or none."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from lab.commands import run
+from lab.etcd import CONT, KILL, STOP, Cluster
+from lab.hosts import Machine, Machines
+from lab.plugins import ROOT
+from lab.waiting import until
+
+SECONDS = float(os.environ.get("WEFT_TEST_HISTORY", "60"))
+_SOON = 120.0
+
+
+@dataclass
+class History:
+    """What was leased where; a second holder of an address is an error at once."""
+
+    held: dict[str, tuple[str, str]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    leases: int = 0
+    refusals: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def leased(self, address: str, host: str, container: str) -> None:
+        with self._lock:
+            self.leases += 1
+            if address in self.held:
+                self.errors.append(f"{address} leased to {host}/{container} and {self.held[address]}")
+            self.held[address] = host, container
+
+    def freeing(self, address: str) -> None:
+        with self._lock:
+            self.held.pop(address, None)
+
+
+def ipam(host: Machine, command: str, container: str) -> str:
+    """A lease from the network's pool, as an ADD makes one, or its release; "" where it is refused."""
+    listed = host.read("/etc/cni/net.d/zz-small.conflist")
+    config = {"cniVersion": "1.0.0", "name": "small", "type": "weft", **listed["plugins"][0]}
+    call = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": f"/run/netns/{container}",
+            "CNI_IFNAME": "eth0", "CNI_PATH": str(ROOT / "bin/cni")}  # fmt: skip
+    argv = host.argv("env", *(f"{key}={value}" for key, value in call.items()), str(ROOT / "bin/cni/weft"))
+    found = run(*argv, stdin=json.dumps(config), environment=host.environment, check=False, timeout=120)
+    if found.code or command == "DEL":
+        return ""
+    return str(found.json["ips"][0]["address"]).partition("/")[0]
+
+
+def work(host: Machine, history: History, seed: int, ended: threading.Event) -> None:
+    """Lease and free at random until told to end; then free all."""
+    dice, own = random.Random(seed), dict[str, str]()
+    for number in range(1000):
+        if ended.is_set():
+            break
+        container = f"x{number}"
+        if own and dice.random() < 0.4:
+            gone = dice.choice(sorted(own))
+            history.freeing(own.pop(gone))
+            ipam(host, "DEL", gone)
+            host.run("ip", "netns", "delete", gone, check=False)
+            continue
+        host.run("ip", "netns", "add", container)
+        if address := ipam(host, "ADD", container):
+            own[container] = address
+            history.leased(address, host.name, container)
+        else:
+            history.refusals += 1
+            host.run("ip", "netns", "delete", container)
+    for container, address in own.items():
+        history.freeing(address)
+        ipam(host, "DEL", container)
+        host.run("ip", "netns", "delete", container, check=False)
+
+
+def blocks(etcd: Cluster) -> dict[str, dict[str, object]]:
+    found = etcd.ctl("get", "--prefix", "/weft/v2/overlay/block/small/", "--write-out", "json").json
+    return {
+        base64.b64decode(one["key"]).decode().rpartition("/")[2].replace("-", "/"): json.loads(
+            base64.b64decode(one["value"])
+        )
+        for one in found.get("kvs", [])
+    }
+
+
+@pytest.mark.long
+def test_no_address_is_leased_twice_under_faults(hosts: Machines, etcd: Cluster) -> None:
+    """Members and agents killed and stopped, a host cut off, the history compacted, for WEFT_TEST_HISTORY s."""
+    hosts.create("small", "--subnet", "10.90.0.0/26")
+    history, ended, dice = History(), threading.Event(), random.Random(5)
+    threads = [threading.Thread(target=work, args=(one, history, number, ended)) for number, one in hosts.all.items()]
+
+    def member() -> None:
+        one = dice.randrange(3)
+        etcd.signal(one, KILL)
+        time.sleep(dice.random() * 3)
+        etcd.start(one)
+
+    def pause() -> None:
+        one = dice.randrange(3)
+        etcd.signal(one, STOP)
+        time.sleep(dice.random() * 5)
+        etcd.signal(one, CONT)
+
+    def agent() -> None:
+        one = hosts[dice.randrange(1, 4)]
+        with contextlib.suppress(ProcessLookupError, AssertionError):
+            os.kill(one.agent, signal.SIGKILL)
+        one.up()
+
+    def cut() -> None:
+        one = hosts[dice.randrange(1, 4)]
+        one.cut()
+        time.sleep(dice.random() * 5)
+        one.cut(False)
+
+    def compact() -> None:
+        status = etcd.ctl("endpoint", "status", "--write-out", "json", check=False)
+        if not status.code:
+            etcd.ctl("compact", str(status.json[0]["Status"]["header"]["revision"]), check=False)
+
+    faults: list[Callable[[], None]] = [member, pause, agent, cut, compact]
+    for one in threads:
+        one.start()
+    end, done = time.monotonic() + SECONDS, list[str]()
+    while time.monotonic() < end:
+        fault = dice.choice(faults)
+        fault()
+        done.append(fault.__name__)
+        time.sleep(0.5)
+    ended.set()
+    for one in threads:
+        one.join()
+    etcd.wait()
+    print(f"{history.leases} leases, {history.refusals} refused, faults: {done}")
+    assert history.errors == []
+    assert history.leases > 5
+    for one in hosts.all.values():
+        one.up()
+    check(hosts, etcd)
+    hosts[1].weft("network", "rm", "--force", "small")
+
+
+def check(hosts: Machines, etcd: Cluster) -> None:
+    """What the store says: parts that do not overlap, of hosts that exist, which are in those hosts' files."""
+
+    def files() -> dict[str, set[str]]:
+        return {
+            one.name: set(one.read(f"/run/weft/{one.inode}/agent/overlay/small.json")["blocks"])
+            for one in hosts.all.values()
+        }
+
+    def stored() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {one.name: set() for one in hosts.all.values()}
+        for text, value in blocks(etcd).items():
+            rest = [ip_network(text)]
+            for part, node in dict(value.get("parts", {})).items():  # type: ignore[call-overload]
+                found[str(node)].add(str(part))
+                lent = ip_network(str(part))
+                rest = [each for one in rest for each in
+                        (one.address_exclude(lent) if lent.subnet_of(one) else [one])]  # type: ignore[arg-type,type-var]  # fmt: skip
+            found[str(value["node"])] |= set(map(str, rest))
+        return found
+
+    until(lambda: files() == stored(), _SOON, "agreement of files and store")
+    every = [ip_network(one) for parts in stored().values() for one in parts]
+    for place, one in enumerate(every):
+        assert not any(one.overlaps(other) for other in every[place + 1 :]), every
+    assert all(ip_address(one.network_address) in ip_network("10.90.0.0/26") for one in every)
+    assert all(stored().values()), "each host has a block"

@@ -1,0 +1,210 @@
+"""The agent's part for overlay networks: several agents on one store, with hosts that only take notes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from cluster import networks, nodes, records
+from cluster.host_files import Host
+from cluster.records import Network
+from cni_plugin.agent import overlays as agents
+from cni_plugin.agent.overlay_host import Look, OverlayHost
+from cni_plugin.agent.overlays import Overlays
+from discovery.metrics import Metrics
+from store import Put, Store
+from store.embedded import open_embedded
+from weft.types import Address
+
+SMALL = Network("small", "id", 0, (ip_network("10.60.0.0/26"),), (28,))
+
+
+@dataclass
+class Notes:
+    """What an agent has its host do."""
+
+    node: str
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    leased: set[Address] = field(default_factory=set)
+    attached: dict[str, int] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folders = SimpleNamespace(joined=lambda: sorted(self.files))
+
+    def look(self, known: object, keys: object) -> Look:
+        host = Host(self.node, ip_address(f"192.0.2.{self.node[1:]}"), 1500)
+        leased = {"small": frozenset(self.leased)}
+        return Look(host, frozenset(self.files), dict(self.attached), leased, dict(self.conflicts))
+
+    def join(self, network: Network, own: dict[str, Any], peers: dict[str, Any], full: bool) -> list[str]:
+        self.files[network.name], self.peers[network.name] = own, peers
+        return []
+
+    def withhold(self, name: str, own: dict[str, Any]) -> frozenset[Address]:
+        self.files[name] = own
+        return frozenset(self.leased)
+
+    def leave(self, name: str) -> str:
+        if self.attached.get(name):
+            return "still used"
+        del self.files[name], self.peers[name]
+        return ""
+
+
+class Agents:
+    """Agents h1, h2 … on one store."""
+
+    def __init__(self, store: Store, folder: Path, count: int) -> None:
+        self.store = store
+        self.hosts = {f"h{number}": Notes(f"h{number}") for number in range(1, count + 1)}
+        self.agents: dict[str, Overlays] = {}
+        for name, host in self.hosts.items():
+            (folder / name).mkdir(exist_ok=True)
+            self.agents[name] = Overlays(name, store, cast(OverlayHost, host), str(folder / name), Metrics())
+
+    async def start(self) -> None:
+        for one in self.agents.values():
+            await one.start()
+
+    async def stop(self) -> None:
+        for one in self.agents.values():
+            await one.stop()
+
+    def blocks(self, name: str) -> list[str]:
+        return list(self.hosts[name].files.get("small", {}).get("blocks", []))
+
+    def peers(self, name: str) -> dict[str, list[str]]:
+        return {one["name"]: one["blocks"] for one in self.hosts[name].peers["small"]["peers"]}
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+    assert condition(), what
+
+
+async def set_up(folder: Path, count: int) -> Agents:
+    found = Agents(await open_embedded(folder / "catalog.db"), folder, count)
+    await found.start()
+    await networks.create(found.store, SMALL)
+    return found
+
+
+async def test_every_host_gets_a_part_and_knows_those_of_the_others(tmp_path: Path) -> None:
+    """Of four blocks for five hosts one is split."""
+    found = await set_up(tmp_path, 5)
+    await until(lambda: all(found.blocks(name) for name in found.hosts), "a block for each")
+    await until(
+        lambda: all(
+            found.peers(name) == {other: found.blocks(other) for other in found.hosts if other != name}
+            for name in found.hosts
+        ),
+        "peers with their blocks",
+    )
+    every = [ip_network(one) for name in found.hosts for one in found.blocks(name)]
+    assert sum(one.num_addresses for one in every) == 64 and len({*every}) == len(every) >= 5
+    assert all(one["mtu"] == 1450 for one in (host.files["small"] for host in found.hosts.values()))
+    found.hosts["h2"].attached["small"] = 1
+    found.agents["h2"]._wake.set()
+    key = records.member_key("h2", "small")
+    await until(lambda: found.agents["h1"].view.members("small")["h2"].attached, "the use by h2")
+    await networks.remove(found.store, "small", force=True)
+    await until(lambda: not any(host.files for name, host in found.hosts.items() if name != "h2"), "the removal")
+    await until(lambda: found.agents["h2"].problems.get("small"), "the problem of h2")
+    found.hosts["h2"].attached.clear()
+    found.agents["h2"]._wake.set()
+    await until(lambda: not found.hosts["h2"].files, "the removal on h2")
+    await until(lambda: found.agents["h1"].view.entry(key) is None, "the end of its record")
+    await found.stop()
+    await found.store.close()
+
+
+async def test_a_host_that_cannot_take_part_has_no_block(tmp_path: Path) -> None:
+    found = Agents(await open_embedded(tmp_path / "catalog.db"), tmp_path, 2)
+    found.hosts["h2"].conflicts["small"] = "its subnet is in use"
+    await found.start()
+    await networks.create(found.store, SMALL)
+    await until(lambda: found.blocks("h1"), "a block of h1")
+    await until(lambda: found.agents["h1"].view.members("small").get("h2"), "the record of h2")
+    assert found.agents["h1"].view.members("small")["h2"].problem == "its subnet is in use"
+    assert found.blocks("h2") == [] and found.peers("h1") == {}
+    found.hosts["h2"].conflicts.clear()
+    found.agents["h2"]._wake.set()
+    await until(lambda: found.blocks("h2") and found.peers("h1"), "h2 takes part")
+    await found.stop()
+    await found.store.close()
+
+
+async def test_a_host_starts_from_what_it_knows(tmp_path: Path) -> None:
+    found = await set_up(tmp_path, 2)
+    await until(lambda: found.blocks("h1") and found.blocks("h2") and found.peers("h1"), "blocks")
+    before = found.hosts["h1"].files["small"]
+    await until(lambda: (tmp_path / "h1" / "networks.json").exists(), "the file")
+    await found.agents["h1"].passed(lambda: True, 5)
+    await found.stop()
+    await found.store.close()
+    closed = Agents(found.store, tmp_path, 1)
+    await closed.start()
+    await until(lambda: closed.hosts["h1"].files.get("small") == before, "the network without a store")
+    assert closed.agents["h1"].store_problem
+    await closed.stop()
+
+
+async def test_blocks_of_a_removed_node_are_freed(tmp_path: Path) -> None:
+    found = await set_up(tmp_path, 3)
+    await until(lambda: all(found.blocks(name) for name in found.hosts), "a block for each")
+    await found.agents["h3"].stop()
+    node = nodes.Node("h3", "i", (ip_address("192.0.2.3"),), "1", 0.0, nodes.Role.CLIENT, nodes.State.REMOVED)
+    partitioned = replace(node, removed=agents.time.time())
+    await found.store.put(nodes.record_key("h3"), nodes.encode(partitioned))
+
+    def look() -> None:
+        for name in ("h1", "h2"):
+            found.agents[name]._look_for_removed = 0.0
+            found.agents[name]._wake.set()
+
+    def blocks() -> dict[str, object]:
+        view = found.agents["h1"].view
+        network = view.network("small")
+        assert network is not None
+        return dict(view.blocks(network).owners())
+
+    passes = found.agents["h1"]._passes
+    look()
+    await until(lambda: found.agents["h1"]._passes > passes, "a look")
+    assert "h3" in blocks(), "a host that may be cut off keeps its blocks"
+    await found.store.put(nodes.record_key("h3"), nodes.encode(replace(partitioned, powered_off=True)))
+    look()
+    await until(lambda: "h3" not in blocks(), "the end of its blocks")
+    for name in ("h1", "h2"):
+        await found.agents[name].stop()
+    await found.store.close()
+
+
+async def test_what_a_restored_store_lacks_is_written_again(tmp_path: Path) -> None:
+    found = await set_up(tmp_path, 2)
+    await until(lambda: found.blocks("h1") and found.blocks("h2") and found.peers("h1"), "blocks")
+    before = {name: found.blocks(name) for name in found.hosts}
+    agent = found.agents["h1"]
+    await found.stop()
+    await found.store.close()
+    emptied = await open_embedded(tmp_path / "other.db")
+    await emptied.transact((), [Put("/weft/v2/anything", b"")])
+    again = Agents(emptied, tmp_path, 2)
+    for name, host in again.hosts.items():
+        host.files, host.peers = found.hosts[name].files, found.hosts[name].peers
+    await again.start()
+    await until(lambda: not any(one.view.held for one in again.agents.values()) and again.agents["h1"].view.networks(),
+                "everything written again")  # fmt: skip
+    assert {name: again.blocks(name) for name in again.hosts} == before
+    assert agent.view.networks().keys() == again.agents["h2"].view.networks().keys()
+    await again.stop()
+    await emptied.close()
