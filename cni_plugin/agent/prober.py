@@ -64,6 +64,7 @@ class Prober:
         self._overlays = overlays
         self._echo = echo
         self._task: asyncio.Task[None] | None = None
+        self._probing = asyncio.Lock()
 
     async def start(self) -> None:
         self._echo.start()
@@ -81,7 +82,11 @@ class Prober:
             await self.probe()
 
     async def probe(self) -> None:
-        """Probe all peers now."""
+        """Probe all peers now, after a probe that is under way: what was found last counts."""
+        async with self._probing:
+            await self._probe_all()
+
+    async def _probe_all(self) -> None:
         targets = {one.node: one for one in self._targets()}
         limit = asyncio.Semaphore(_AT_ONCE)
 
