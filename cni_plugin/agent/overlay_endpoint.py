@@ -145,7 +145,7 @@ class OverlayEndpoint:
                 {"Subnet": str(part), "Node": node} for node in sorted(owners) for part in sorted(owners[node], key=str)
             ],
             "Hosts": [
-                _host(one, [str(part) for part in owners.get(one.node, ())], overlays.mtus.get(one.node, 0))
+                _host(one, [str(part) for part in owners.get(one.node, ())], overlays.mtu_of(one.node))
                 for one in sorted(members.values(), key=lambda one: one.node)
             ],
         }

@@ -36,6 +36,7 @@ IDLE = 600.0
 GRACE = 3600.0
 """Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
 _SETTLE = 0.02
+_FULL = 65535
 _NAMES = f"{records.ROOT}name/"
 _RETRY = 1.0
 _HOLD = 600.0
@@ -94,11 +95,18 @@ class Overlays:
 
     def probed(self, node: str, mtu: int) -> None:
         """What a probe of a peer found: the largest packet that reached it, in bytes; 0: those of full size."""
-        if self.mtus.get(node, 0) != mtu:
+        if not mtu and node not in self.mtus:
+            return
+        # Linux keeps the metrics of a route with a nexthop where a replacement has none: full size is said, too.
+        mtu = mtu or _FULL
+        if self.mtus.get(node) != mtu:
             self.mtus[node] = mtu
-            if not mtu:
-                del self.mtus[node]
             self._wake.set()
+
+    def mtu_of(self, node: str) -> int:
+        """The MTU of a peer's routes in bytes where it is smaller than the network's, else 0."""
+        found = self.mtus.get(node, 0)
+        return found if found != _FULL else 0
 
     async def look_again(self) -> None:
         """Make a pass if something has changed on this host."""
@@ -276,7 +284,7 @@ class Overlays:
         mtu = inner_mtu(network, look.host, members.values())
         kept = blocks.of(self.node)
         fenced = tuple(one for one in own if not any(one.version == k.version and one.overlaps(k) for k in kept))
-        mtus = {node: min(found, mtu) for node, found in self.mtus.items() if found < mtu}
+        mtus = {node: min(found, mtu) for node, found in self.mtus.items()}
         return (
             network_file(network, look.host, own, fenced, mtu, self._keys(network, look)),
             peers_file(network, look.host, blocks, members, mtus),
