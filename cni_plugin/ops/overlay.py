@@ -77,6 +77,8 @@ class VxlanLink(Operation):
                 raise Conflict(f"{self.name} is a link of another program", hint=f"ip link delete {self.name}")
             lacking = self._lacks(link, found)
             if not lacking.keys() <= _CHANGEABLE:
+                # Rows first: with the link, the kernel deletes its routes in quadratic time.
+                undoing(machine.host, self.name, self.name, ()).make(machine.host, self.name)
                 machine.host.delete_link(self.name)
                 link = None
             else:

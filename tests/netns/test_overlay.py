@@ -215,6 +215,21 @@ def test_peers_come_go_and_move_without_loss_to_others(cluster: Cluster) -> None
     assert pinging.lost() == 0
 
 
+def test_the_port_of_a_network_can_change(cluster: Cluster) -> None:
+    """Its VXLAN link is made anew; another network's rows stay."""
+    found = {number: cluster.add("a", number, f"a{number}") for number in (1, 2)}
+    other = {number: cluster.add("b", number, f"b{number}") for number in (1, 2)}
+    for number in (1, 2):
+        cluster.members[number].networks["a"] = {"port": 4790}
+    cluster.write("a")
+    for number in (1, 2):
+        cluster.add("a", number, f"more{number}")
+    for version in (4, 6):
+        assert cluster.host.ping("a1", address(found[2], version)), version
+        assert cluster.host.ping("b1", address(other[2], version)), version
+    assert "dstport 4790" in cluster.run(1, "ip", "-d", "link", "show", LINK)
+
+
 def test_a_damaged_file_changes_nothing(cluster: Cluster) -> None:
     found = {number: cluster.add("a", number, f"a{number}") for number in (1, 2)}
     path = cluster.members[1].file("a").with_name("a.peers.json")
