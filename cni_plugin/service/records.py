@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import json
+import marshal
 import os
 import stat
 import time
@@ -94,8 +95,8 @@ class Records:
         """Cache every record, 10 KB each: for a short-lived process that reads all of them several
         times.
         """
-        global _most_cached
-        _most_cached = 1 << 20
+        global _most_cached, _most_shared
+        _most_cached = _most_shared = 1 << 20
 
     def path(self, attachment: types.Attachment) -> str:
         return f"{self._attachments}/{attachment_digest(attachment)}.json"
@@ -263,7 +264,10 @@ def _read(path: str, kind: type[_AnyRecord], text: bytes = b"") -> _AnyRecord | 
             raise StateDamaged(
                 f"{path} has schema {document['schema']}, this release reads {SCHEMA}", hint="use the newer weft"
             )
-        found = codec.decode(document["record"], _kinds())
+        parts = document["record"]
+        if kind is Record and isinstance(parts.get("shared"), list):
+            parts["shared"] = _decoded_shared(parts["shared"])
+        found = codec.decode(parts, _kinds())
         if not isinstance(found, kind):
             raise ValueError("not this kind of record")
         _remember(cache, path, _Cached(content, found, {}, file))
@@ -312,6 +316,7 @@ _cache_of_networks: dict[str, _Cached] = {}
 """The same for networks: whoever sets one up looks at all of them."""
 
 _most_cached = 128
+_most_shared = 64
 _MOST_NETWORKS = 4096
 
 
@@ -346,6 +351,25 @@ def _encode_shared(operations: tuple[Operation, ...]) -> str:
     """The shared operations, which are the same in the records of all attachments of a network."""
     return codec.encode(operations)
 
+
+_shared: dict[bytes, object] = {}
+
+
+def _decoded_shared(value: list[object]) -> object:
+    """The shared operations of a record: one value for all attachments of a network, which are most of a
+    record and the same in all of these.
+    """
+    text = marshal.dumps(value, _WITHOUT_REFERENCES)
+    found = _shared.get(text)
+    if found is None:
+        if len(_shared) >= _most_shared:
+            _shared.clear()
+        found = _shared[text] = codec.decode(value, _kinds())
+    return found
+
+
+_WITHOUT_REFERENCES = 2
+"""A version of marshal whose bytes depend on the value alone, and not on who else refers to its parts."""
 
 _FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Record, NetworkRecord)}
 
