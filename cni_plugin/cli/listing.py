@@ -14,12 +14,12 @@ from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments, conflists, owners
 from cni_plugin.networks.attachments import Endpoint, State
-from cni_plugin.networks.conflists import Json, NetworkList
+from cni_plugin.networks.conflists import Json, NetworkList, implemented
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.networks.limits import LimitUse, limits_of
 from cni_plugin.networks.owners import OwnerName
 from cni_plugin.networks.uplink import UplinkUse, uplink_of
-from cni_plugin.service import executor
+from cni_plugin.service.context import ServiceContext
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
@@ -307,17 +307,18 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         container = network if attachments.find(tool.service, network.partition("/")[0]) else ""
         network = "" if container else network
     if container:
-        found = _find(tool, container, network)
+        context, found = tool.service.reading_once(), _find(tool, container, network)
     else:
-        found = [one for one in attachments.endpoints(tool.service) if not network or one.network == network]
+        context = tool.service.comparing_all()
+        found = [one for one in attachments.endpoints(context) if not network or one.network == network]
         if network and not found:
             tool.network(network)
     losses: dict[str, list[str]] = {}
-    for each in dropped(tool.service.reading_once(), network):
+    for each in dropped(context, network):
         losses.setdefault(each.network, []).append(each.sentence)
-    networks, known = _first_of_each_name(tool), executor.Known()
+    networks = _first_of_each_name(tool)
     results = [
-        (one, [*problems(tool, one, networks.get(one.network), known), *losses.get(one.network, ())]) for one in found
+        (one, [*problems(tool, context, one, networks.get(one.network)), *losses.get(one.network, ())]) for one in found
     ]
     broken = sum(bool(sentences) for _, sentences in results)
     if json_output:
@@ -341,10 +342,10 @@ def _first_of_each_name(tool: Tool) -> dict[str, NetworkList]:
     return {network.name: network for network in reversed(networks)}
 
 
-def problems(tool: Tool, one: Endpoint, network: NetworkList | None, known: executor.Known) -> list[str]:
+def problems(tool: Tool, context: ServiceContext, one: Endpoint, network: NetworkList | None) -> list[str]:
     """Differences from what was set up, then the errors of the foreign plugins' CHECK."""
-    found = attachments.mismatches(tool.service, one, known=known)
-    if one.state is State.ATTACHED and network is not None:
+    found = attachments.mismatches(context, one)
+    if one.state is State.ATTACHED and network is not None and not all(map(implemented, network.types)):
         previous = answer(one.result, one.records[-1].version)
         chain = Chain(tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path)
         found += chain.check(previous if isinstance(previous, dict) else None)

@@ -90,6 +90,8 @@ class Endpoint:
 
     @property
     def shared(self) -> tuple[Operation, ...]:
+        if len(self.records) == 1:
+            return self.records[0].shared
         return tuple(dict.fromkeys(operation for record in self.records for operation in record.shared))
 
     @property
@@ -182,22 +184,24 @@ def marked_networks(context: ServiceContext, digest: str) -> list[str]:
     return sorted(record.network for record in context.records.networks() if digest in mark_digests(record.shared))
 
 
-def mismatches(
-    context: ServiceContext, one: Endpoint, *, shared: bool = True, known: executor.Known | None = None
-) -> list[str]:
+def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
     """What differs from what ADD set up, a sentence each; without what networks share, unless
-    ``shared``. ``known`` is for the shared operations of many endpoints.
+    ``shared``.
     """
+    return context.compared(lambda asked: _mismatches(asked, one, shared))
+
+
+def _mismatches(context: ServiceContext, one: Endpoint, shared: bool) -> list[str]:
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} no longer exists"]
     sentences = ["it is only partially attached"] if one.state is State.HALF else []
-    if context.is_gone(one.namespace):
-        return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
     container = context.open_same(one.namespace)
+    if container is None and one.namespace.known:
+        return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
     try:
         of_network = one.shared if shared else ()
         machine, operations = context.machine(container), (*of_network, *one.operations)
-        return [*sentences, *executor.mismatches(operations, machine, shared=len(of_network), known=known)]
+        return [*sentences, *executor.mismatches(operations, machine, shared=len(of_network), known=context.known)]
     finally:
         if container is not None:
             container.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from cni_plugin.networks import attachments, conflists, leases, podman, pools
 from cni_plugin.networks.attachments import Endpoint, State
@@ -17,6 +18,7 @@ from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor, overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import element_text, orphans, unused_networks
+from cni_plugin.service.records import NetworkRecord
 from ipam import ranges
 from weft import identity
 from weft.errors import WeftError
@@ -183,9 +185,9 @@ def of_subnets(context: ServiceContext) -> Iterator[Finding]:
 def of_attachments(context: ServiceContext) -> Iterator[Finding]:
     """What differs from what ADD set up; what networks share is checked once."""
     seen: set[str] = set()
-    machine, known = context.machine(None), executor.Known()
+    context = context.comparing_all()
     for network in context.records.networks():
-        for sentence in executor.mismatches(network.shared, machine, shared=len(network.shared), known=known):
+        for sentence in context.compared(partial(_shared_mismatches, network)):
             if sentence not in seen:
                 seen.add(sentence)
                 yield Finding(f"network {network.network}: {sentence}", _REPAIR, FixedBy.REPAIR)
@@ -204,18 +206,25 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
                 yield Finding(f"{one}: {sentence}", "restart the container, or detach and attach it again")
 
 
+def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:
+    count = len(network.shared)
+    return executor.mismatches(network.shared, context.machine(None), shared=count, known=context.known)
+
+
 def _restorable(context: ServiceContext, one: Endpoint) -> set[str]:
     """The differences of an endpoint that can be restored while its container runs: nftables elements, the
     ports and settings of links that are still there.
     """
-    links = {link.name for link in context.kernel.host.links()}
+    host = context.kernel.host
     found = [
         each
         for each in one.operations
         if type(each).restore is not Operation.restore
-        and not any(side is Side.HOST and name not in links for side, name in (*each.creates, each.on_link or _NOWHERE))
+        and not any(
+            side is Side.HOST and host.link(name) is None for side, name in (*each.creates, each.on_link or _NOWHERE)
+        )
     ]
-    return set(executor.mismatches(found, context.machine(None)))
+    return set(executor.mismatches(found, (context.current or context).machine(None)))
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

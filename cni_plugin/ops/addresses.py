@@ -58,7 +58,7 @@ class LinkAddress(Operation):
 
     def mismatch(self, machine: Machine) -> str | None:
         namespace = namespace_of(machine, self.side, self.link)
-        if self.address in namespace.addresses(self.link):
+        if self.address in namespace.addresses(self.link, self.address.version):
             return None
         return f"{self.link} lacks the address {self.address}"
 

@@ -40,6 +40,9 @@ class ServiceContext:
     ``watch`` is called before every step; ``begin`` whenever an attachment's lock has been acquired,
     and may raise to cancel the call; ``log`` gets a line for every step. ``caller`` is the process that
     a runtime has started for the call, 0 if there is none.
+
+    ``current`` is set where the kernel is a list of it (``comparing_all``): the context that asks the
+    kernel itself. ``known`` is what was found for shared operations, then.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class ServiceContext:
         self.planner = Planner(kernel, host)
         self.watch = watch
         self.log = log
+        self.current: ServiceContext | None = None
+        self.known: executor.Known | None = None
         self._begin = begin
         self._delegate = delegate
 
@@ -70,6 +75,24 @@ class ServiceContext:
         found = copy(self)
         found.records = RecordsOnce(self.host.run, self.records)
         return found
+
+    def comparing_all(self) -> Self:
+        """``reading_once`` of the kernel, too: for comparing every attachment with what was set up."""
+        if self.current is not None:
+            return self
+        from weft.kernel.once import once  # for tools only
+
+        found, current = copy(self.reading_once()), copy(self)
+        found.kernel, found.current = once(self.kernel), current
+        found.known, current.known = executor.Known(), executor.Known()
+        return found
+
+    def compared(self, compare: Callable[[ServiceContext], list[str]]) -> list[str]:
+        """What differs from what was set up; what the lists show is asked of the kernel itself once more,
+        since they are some seconds old.
+        """
+        found = compare(self)
+        return compare(self.current) if found and self.current is not None else found
 
     def machine(self, container: Namespace | None) -> Machine:
         """What the operations of one call act on."""
@@ -183,12 +206,14 @@ class ServiceContext:
 
     def open_same(self, namespace: NamespaceId) -> Namespace | None:
         """The record's namespace, None if it no longer exists."""
-        if not self.is_alive(namespace):
-            return None
         try:
-            return self.kernel.open(namespace.path)
+            found = self.kernel.open(namespace.path)
         except WeftError:
             return None
+        if found.id.same(namespace):
+            return found
+        found.close()
+        return None
 
 
 def raise_all(errors: Sequence[WeftError]) -> None:

@@ -27,6 +27,8 @@ class Link:
     ``options`` are the kind's attributes (IFLA_INFO_DATA) under pyroute2's names
     (``br_vlan_filtering``, ``macvlan_mode``, ``vlan_id`` …), ``port`` a bridge port's
     (IFLA_BRPORT_*: ``brport_mode`` is hairpin, ``brport_isolated`` …). ``mtu`` is bytes.
+    ``sysctls`` are those of ``net/ipv4/conf`` and ``net/ipv6/conf`` that the kernel lists with a link,
+    by family and name (``ipv4/rp_filter``).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Link:
     group: int = 0
     options: Mapping[str, int | str] = field(default_factory=dict)
     port: Mapping[str, int] = field(default_factory=dict)
+    sysctls: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,8 +324,9 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip [-4|-6] address show dev LINK``.
         """
 
-    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
-        """The addresses of all links, each with its link's name, in two dumps however many there are.
+    def all_addresses(self, version: int = 0) -> tuple[tuple[str, Cidr], ...]:
+        """The addresses of all links, of an IP version (0: both), each with its link's name, in a dump
+        for each version however many there are.
 
         *Equivalent to:* ``ip -o address show``.
         """
@@ -387,6 +391,12 @@ class Namespace(Protocol):
         """The forwarding database of a VXLAN link, and the rows of a bridge for this port.
 
         *Equivalent to:* ``bridge fdb show dev LINK``, ``bridge(8)``.
+        """
+
+    def all_ports_fdb(self) -> tuple[tuple[str, FdbEntry], ...]:
+        """The rows of all bridges for their ports, each with its port's name, in one dump.
+
+        *Equivalent to:* ``bridge fdb show``.
         """
 
     def add_fdb(self, link: str, entry: FdbEntry, *, append: bool = False, replace: bool = False) -> None:
@@ -747,6 +757,9 @@ class Ruleset(Protocol):
 
     def collections(self) -> tuple[str, ...]:
         """The names of the table's sets and maps, () if the table does not exist."""
+
+    def once(self) -> Ruleset:
+        """The same for one look at the elements of many: each set is listed once, for all ``missing``."""
 
 
 class Kernel(Protocol):

@@ -220,7 +220,7 @@ def test_processes_that_follow_each_other_keep_what_was_verified(
     def elsewhere() -> None:
         namespaces.unshare()  # as if the inode number, and with it the folder, were the same
         with process() as one:
-            while one._ask(NftSocket.generation) < generation:
+            while one.ask(NftSocket.generation) < generation:
                 one._do("add table ip other\ndelete table ip other\n")
             assert one.lacks(TABLES) == "the table inet weft is missing" and surveys
 
@@ -367,9 +367,9 @@ def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
 @pytest.mark.parametrize("number", [1, 200])
 def test_elements_are_written_in_one_transaction(host: Host, nft: Nft, number: int) -> None:
     def transactions(work: Callable[[], object]) -> int:
-        before = nft._ask(NftSocket.generation)
+        before = nft.ask(NftSocket.generation)
         work()
-        return nft._ask(NftSocket.generation) - before
+        return nft.ask(NftSocket.generation) - before
 
     words, elements = MessageCounter(nft), ports(number)
     for work in (nft.add, nft.delete):

@@ -52,6 +52,11 @@ class FakeForwarding(FakeTraffic):
         port = owner.master is not None and owner.master.kind == "bridge"
         return (*owner.fdb, *([FdbEntry(owner.mac, master=True)] if port else []))
 
+    def all_ports_fdb(self) -> tuple[tuple[str, FdbEntry], ...]:
+        self._called("all_ports_fdb")
+        ports = [one.name for one in self.links_by_name.values() if one.master is not None]
+        return tuple((name, entry) for name in ports for entry in self.fdb(name) if entry.master)
+
     def add_fdb(self, link: str, entry: FdbEntry, *, append: bool = False, replace: bool = False) -> None:
         self._called("add_fdb")
         action = f"add the FDB entry {entry.mac} dev {link}"

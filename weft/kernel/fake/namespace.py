@@ -311,9 +311,10 @@ class FakeNamespace(FakeForwarding):
         found = (cidr for cidr in held.addresses if version in (0, cidr.version))
         return tuple(sorted(found, key=lambda cidr: cidr.version))
 
-    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
+    def all_addresses(self, version: int = 0) -> tuple[tuple[str, Cidr], ...]:
         self.kernel.called("all_addresses")
-        return tuple((link.name, cidr) for link in self.links() for cidr in self.existing(link.name, "").addresses)
+        found = ((link.name, cidr) for link in self.links() for cidr in self.existing(link.name, "").addresses)
+        return tuple((name, cidr) for name, cidr in found if version in (0, cidr.version))
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True, link_scope: bool = False) -> None:
         self.kernel.called("add_address")

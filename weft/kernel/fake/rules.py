@@ -101,6 +101,9 @@ class FakeRuleset(CallLog):
         self.called("collections")
         return tuple(self._held)
 
+    def once(self) -> FakeRuleset:
+        return self
+
     def _has(self, element: Element) -> bool:
         if not self._fits(element):
             return False

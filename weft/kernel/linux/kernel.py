@@ -319,8 +319,8 @@ class LinuxNamespace:
         index = self._index(link, f"list the addresses of {link}")
         return addresses.of_link(self._socket, index, link, version, permanent=permanent)
 
-    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
-        return addresses.of_all(self._socket)
+    def all_addresses(self, version: int = 0) -> tuple[tuple[str, Cidr], ...]:
+        return addresses.of_all(self._socket, version)
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True, link_scope: bool = False) -> None:
         index = self._index(link, f"add the address {address} to {link}")
@@ -368,6 +368,9 @@ class LinuxNamespace:
 
     def fdb(self, link: str) -> tuple[FdbEntry, ...]:
         return fdb.list_fdb(self._socket, link)
+
+    def all_ports_fdb(self) -> tuple[tuple[str, FdbEntry], ...]:
+        return fdb.list_ports(self._socket)
 
     def add_fdb(self, link: str, entry: FdbEntry, *, append: bool = False, replace: bool = False) -> None:
         fdb.add(self._socket, link, entry, append=append, replace=replace)

@@ -53,11 +53,11 @@ def of_link(
     return tuple(_cidr(message) for message in found if not permanent or _flags(message) & IFA_F_PERMANENT)
 
 
-def of_all(socket: RouteSocket) -> tuple[tuple[str, Cidr], ...]:
-    """The addresses of all links with the links' names, IPv4 first."""
+def of_all(socket: RouteSocket, version: int = 0) -> tuple[tuple[str, Cidr], ...]:
+    """The addresses of all links with the links' names, of one IP version where given, IPv4 first."""
     names: dict[int, str] = {}
     found = []
-    for family in (AF_INET, AF_INET6):
+    for family in [_FAMILIES[version]] if version else [AF_INET, AF_INET6]:
         fields = {"family": family, "index": 0}
         for message in socket.dump(request(RTM_GETADDR, 0, "list the addresses", fields)):
             if message[_FAMILY] != family:

@@ -143,6 +143,12 @@ def plain(nested: Any) -> dict[str, int | str]:
     return nested.plain() if isinstance(nested, Decoder) else {}
 
 
+def link_options(kind: str, data: bytes) -> dict[str, int | str]:
+    """The numbers and strings of a kind's options (``IFLA_INFO_DATA``, or of ``bridge_slave``)."""
+    layout = _ifinfmsg.ifinfo.data_map.get(kind)
+    return Decoder(layout, memoryview(data), 0, {}).plain() if layout is not None else {}
+
+
 def named(values: dict[str, int | str]) -> Attributes:
     """The reverse of ``plain``."""
     return [[f"IFLA_{name.upper()}", value] for name, value in values.items()]

@@ -33,6 +33,7 @@ from weft.kernel.netlink.constants import (
     RTM_DELNEIGH,
     RTM_NEWNEIGH,
 )
+from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.neighbours import NDMSG, Row, list_rows
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import Request, parses_answer
@@ -51,6 +52,14 @@ def list_fdb(socket: RouteSocket, name: str) -> tuple[FdbEntry, ...]:
     rows = list_rows(socket, AF_BRIDGE, action, link.index)
     # Other links list the addresses that they receive, which is no forwarding.
     return tuple(_entry(row) for row in rows if link.kind == "vxlan" or NDA_MASTER in row.attributes)
+
+
+@parses_answer
+def list_ports(socket: RouteSocket) -> tuple[tuple[str, FdbEntry], ...]:
+    """The rows of all bridges that lead to their ports, each with its port's name."""
+    names = LinkNames(socket.fileno())
+    rows = list_rows(socket, AF_BRIDGE, "list the forwarding databases of bridges")
+    return tuple((names[row.link], _entry(row)) for row in rows if NDA_MASTER in row.attributes)
 
 
 def _entry(row: Row) -> FdbEntry:

@@ -17,7 +17,6 @@ from weft.kernel.interface import Link, VethPeer
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.attributes import Attributes, get_int, get_string, nested, parse
 from weft.kernel.netlink.attributes import attribute as packed_attribute
-from weft.kernel.netlink.codec import attribute
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
     AF_INET6,
@@ -33,6 +32,7 @@ from weft.kernel.netlink.constants import (
     IFLA_INET6_ADDR_GEN_MODE,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND,
     IFLA_LINK,
     IFLA_LINKINFO,
@@ -51,12 +51,14 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.errors import module
 from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
+from weft.kernel.netlink.link_settings import LinkSettings
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import HEADER_SIZE, parses_answer
 
 _ATTRIBUTES = 32  # their offset in a message
 _CACHE_SIZE = 1000
 _CACHE_SECONDS = 10.0
+_PORT = "bridge_slave"
 _UNKNOWN_KIND = "Unknown device type"
 
 
@@ -124,6 +126,8 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     messages = socket.dump(request(RTM_GETLINK, 0, "list the links", {}, [_NO_STATISTICS]))
     parsed = [(message, parse(message, _ATTRIBUTES)) for message in messages]
     names = {index_of(message): get_string(found, IFLA_IFNAME) for message, found in parsed}
+    if len(names) <= _CACHE_SIZE:
+        socket.link_indexes.update((name, number) for number, name in names.items())
     links = [_link(message, found, names.get(get_int(found, IFLA_MASTER), "")) for message, found in parsed]
     return tuple(sorted(links, key=lambda link: link.index))
 
@@ -149,6 +153,7 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
     info = parse(found.get(IFLA_LINKINFO, b""))
     kind = get_string(info, IFLA_INFO_KIND)
     flags = struct.unpack_from("=I", message, 24)[0]
+    is_port = get_string(info, IFLA_INFO_SLAVE_KIND) == "bridge"
     return Link(
         name=get_string(found, IFLA_IFNAME),
         index=index_of(message),
@@ -164,28 +169,28 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
         all_multicast=bool(flags & IFF_ALLMULTI),
         queue_length=get_int(found, IFLA_TXQLEN),
         group=get_int(found, IFLA_GROUP),
-        options=LinkOptions(message, "IFLA_INFO_DATA") if IFLA_INFO_DATA in info else {},
-        port=LinkOptions(message, "IFLA_INFO_SLAVE_DATA") if get_string(info, IFLA_INFO_SLAVE_KIND) == "bridge" else {},
+        options=LinkOptions(kind, info[IFLA_INFO_DATA]) if IFLA_INFO_DATA in info else {},
+        port=LinkOptions(_PORT, info.get(IFLA_INFO_SLAVE_DATA, b"")) if is_port else {},
+        sysctls=LinkSettings(found.get(IFLA_AF_SPEC, b"")),
     )
 
 
 class LinkOptions(Mapping[str, Any]):
     """A link's options, decoded on first use: they are half of a message and seldom needed."""
 
-    __slots__ = ("_known", "_message", "_name")
+    __slots__ = ("_data", "_kind", "_known")
 
-    def __init__(self, message: bytes, name: str) -> None:
-        self._message = message
-        self._name = name
+    def __init__(self, kind: str, data: bytes) -> None:
+        self._kind = kind
+        self._data = data
         self._known: dict[str, Any] | None = None
 
     @parses_answer
     def _decode(self) -> dict[str, Any]:
         if self._known is None:
-            message = codec.decode(self._message)
-            found = codec.plain(attribute(message, "IFLA_LINKINFO", self._name))
-            slave = self._name == "IFLA_INFO_SLAVE_DATA"
-            self._known = {key: value for key, value in found.items() if not slave or isinstance(value, int)}
+            found = codec.link_options(self._kind, self._data)
+            port = self._kind == _PORT
+            self._known = {key: value for key, value in found.items() if not port or isinstance(value, int)}
         return self._known
 
     def __getitem__(self, key: str) -> Any:

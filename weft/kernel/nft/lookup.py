@@ -140,9 +140,14 @@ def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
     The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:*
     ``nft list set``.
     """
-    family, table = shape.table.split()
-    request = string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name)
+    family, request = list_request(shape)
     return entries(nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request), shape)
+
+
+def list_request(shape: Shape) -> tuple[str, tuple[bytes, ...]]:
+    """What asks for all elements of a set: its family, and attributes."""
+    family, table = shape.table.split()
+    return family, (string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name))
 
 
 def entries(answers: list[Attributes], shape: Shape) -> list[Entry]:

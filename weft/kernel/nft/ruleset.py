@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from errno import ERESTART
 from ipaddress import ip_network
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from weft.errors import Busy, Exists, KernelRefused, Missing
-from weft.kernel.interface import Element
+from weft.kernel.interface import Element, Ruleset
 from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
@@ -115,7 +115,7 @@ class Nft:
                 generation, found = self._look()
             sentence = None if found is None else self._difference(found)
             # A transaction between the dumps of a survey makes it inconsistent: repeat.
-            if sentence is None or self._ask(NftSocket.generation) == generation:
+            if sentence is None or self.ask(NftSocket.generation) == generation:
                 break
         return sentence
 
@@ -126,7 +126,7 @@ class Nft:
         """
         tables = self._tables
         with self._verified.lock:
-            generation = self._ask(NftSocket.generation)
+            generation = self.ask(NftSocket.generation)
             if self._verified.found == (tables.digest, generation):
                 return generation, None
             found = self._survey()
@@ -164,7 +164,7 @@ class Nft:
     def _holds(self, shape: Shape, elements: tuple[str, ...]) -> bool:
         """Whether a set has exactly the elements of its definition, which are networks."""
         with suppress(Missing, ValueError):  # a range is no network
-            found = self._ask(lambda nft_socket: dump(nft_socket, shape))
+            found = self.ask(lambda nft_socket: dump(nft_socket, shape))
             return {ip_network(entry.key[0]) for entry in found} == {ip_network(one) for one in elements}
         return False
 
@@ -193,7 +193,7 @@ class Nft:
 
     def _declare(self, found: Survey) -> None:
         def read(shape: Shape) -> list[Entry]:
-            return self._ask(lambda nft_socket: dump(nft_socket, shape))
+            return self.ask(lambda nft_socket: dump(nft_socket, shape))
 
         self._declaring(lambda comments: self._do(script(self._tables, found, read, comments)))
 
@@ -279,23 +279,29 @@ class Nft:
         """All elements of a set or map; raises Missing. *Equivalent to:* ``nft list set inet weft
         NAME``.
         """
-        shape = self._shape(collection)
+        shape = self.shape(collection)
         if shape is None:
             raise Missing(f"weft's tables have no set or map {collection!r}")
-        entries = self._ask(lambda nft_socket: dump(nft_socket, shape))
+        entries = self.ask(lambda nft_socket: dump(nft_socket, shape))
         return tuple(marked(entry, shape) for entry in entries)
 
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         """The elements of a set with limits, and the packets that exceeded each; one dump."""
-        shape = self._shape(collection)
+        shape = self.shape(collection)
         if shape is None:
             raise Missing(f"weft's tables have no set {collection!r}")
-        entries = self._ask(lambda nft_socket: dump(nft_socket, shape))
+        entries = self.ask(lambda nft_socket: dump(nft_socket, shape))
         return tuple((marked(entry, shape), entry.exceeded) for entry in entries)
 
     def collections(self) -> tuple[str, ...]:
         """The names of the sets and maps, () where the tables are missing."""
         return tuple(self._declared())
+
+    def once(self) -> Ruleset:
+        """See ``kernel.Ruleset``."""
+        from weft.kernel.nft.once import NftOnce  # for a look at all attachments only
+
+        return cast(Ruleset, NftOnce(self))
 
     # How
 
@@ -305,7 +311,7 @@ class Nft:
         """
         keyed: dict[tuple[str, str], Element] = {}
         for element in [checked(element) for element in elements]:
-            shape = self._shape(element.collection)
+            shape = self.shape(element.collection)
             if shape is None:
                 if missing_ok:
                     continue
@@ -321,7 +327,7 @@ class Nft:
         shape = self._shapes.get(element.collection)
         return None if shape is None else (element.collection, rendered(element.key, shape.key, shape))
 
-    def _shape(self, collection: str) -> Shape | None:
+    def shape(self, collection: str) -> Shape | None:
         """The types of a set or map: from the tables this process installed or verified, else from
         the kernel.
         """
@@ -340,14 +346,14 @@ class Nft:
         """Look for all, then delete those that bear their mark."""
         shaped = [(self._shapes[element.collection], element) for element in elements]
         sought = [(shape, keys(shape, element.key), element.mark) for shape, element in shaped]
-        bear = self._ask(lambda nft_socket: owned(nft_socket, sought)) if sought else []
+        bear = self.ask(lambda nft_socket: owned(nft_socket, sought)) if sought else []
         mine = [(shape, key) for (shape, key, _), one in zip(sought, bear, strict=True) if one]
         if mine:
             self._change(deletions(mine))
 
     def _change(self, changes: list[Change]) -> None:
         with self._verified.lock:
-            number = self._ask(lambda nft_socket: self._transact(nft_socket, changes))
+            number = self.ask(lambda nft_socket: self._transact(nft_socket, changes))
         if number:
             raise nft_error(number)
 
@@ -370,7 +376,7 @@ class Nft:
         plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
         wanted = [(shape, keyed[place].key) for place, shape in sought]
-        answers = self._ask(lambda nft_socket: look_up(nft_socket, wanted)) if wanted else []
+        answers = self.ask(lambda nft_socket: look_up(nft_socket, wanted)) if wanted else []
         found = {place: one for (place, _), one in zip(sought, answers, strict=True) if one is not None}
         for name in plain:  # such a set holds beginnings and ends, not keys
             there = {normal(one.key): one for one in self.elements(name)}
@@ -382,21 +388,21 @@ class Nft:
         """The existing sets and maps; tables of an earlier release are upgraded first."""
         tables = self._tables
         verified = self._verified.found
-        if verified is not None and verified == (tables.digest, self._ask(NftSocket.generation)):
+        if verified is not None and verified == (tables.digest, self.ask(NftSocket.generation)):
             return tables.shapes  # neither more nor fewer
-        found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
+        found = self.ask(lambda nft_socket: declared(nft_socket, tables.names))
         if outdated(tables, found):
             self.install(tables)
-            found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
+            found = self.ask(lambda nft_socket: declared(nft_socket, tables.names))
         wanted = tables.shapes
         return {
             name: wanted[name] if name in wanted and wanted[name].padded == one else one for name, one in found.items()
         }
 
     def _survey(self) -> Survey:
-        return self._ask(lambda nft_socket: survey(nft_socket, self._tables.names, _STAMP))
+        return self.ask(lambda nft_socket: survey(nft_socket, self._tables.names, _STAMP))
 
-    def _ask(self, work: Callable[[NftSocket], T]) -> T:
+    def ask(self, work: Callable[[NftSocket], T]) -> T:
         """Call with the netlink socket of this object's namespace."""
 
         with self._lock:

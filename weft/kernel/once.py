@@ -1,0 +1,114 @@
+"""A kernel whose links, addresses and sets are listed once each: for a look at every attachment.
+
+To ask for each fact by itself is right for one attachment and costs thousands of requests for all of
+them. What it answers is as old as the list: whoever finds a difference asks the kernel itself again.
+Nothing is changed through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TypeVar, cast
+
+from weft.kernel.interface import FdbEntry, Firewalls, Kernel, Link, Namespace, Ruleset
+from weft.types import Cidr, NamespaceId
+
+_T = TypeVar("_T")
+
+
+class _Namespace:
+    """A namespace; what is not listed here is asked of it each time (``__getattr__``)."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.id = namespace.id
+        self._namespace = namespace
+        self._known: dict[tuple[object, ...], object] = {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._namespace, name)
+
+    def _once(self, read: Callable[..., _T], *given: object) -> _T:
+        key = (read.__name__, *given)
+        if key not in self._known:
+            self._known[key] = read(*given)
+        return cast(_T, self._known[key])
+
+    @cached_property
+    def _links(self) -> dict[str, Link]:
+        return {link.name: link for link in self._namespace.links()}
+
+    def _addresses(self, version: int) -> dict[str, list[Cidr]]:
+        found: dict[str, list[Cidr]] = {}
+        for name, address in self._namespace.all_addresses(version):
+            found.setdefault(name, []).append(address)
+        return found
+
+    @cached_property
+    def _fdb(self) -> dict[str, list[FdbEntry]]:
+        found: dict[str, list[FdbEntry]] = {}
+        for name, entry in self._namespace.all_ports_fdb():
+            found.setdefault(name, []).append(entry)
+        return found
+
+    def links(self) -> tuple[Link, ...]:
+        return tuple(self._links.values())
+
+    def link(self, name: str) -> Link | None:
+        # One that is not listed may have that alternative name.
+        return self._links.get(name) or self._once(self._namespace.link, name)
+
+    def cached_link(self, name: str) -> Link | None:
+        return self.link(name)
+
+    def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
+        if permanent or link not in self._links:
+            return self._namespace.addresses(link, version, permanent=permanent)
+        versions = (version,) if version else (4, 6)
+        return tuple(one for each in versions for one in self._once(self._addresses, each).get(link, ()))
+
+    def fdb(self, link: str) -> tuple[FdbEntry, ...]:
+        there = self._links.get(link)
+        if there is None or not there.master or there.kind == "vxlan":
+            return self._namespace.fdb(link)
+        return tuple(self._fdb.get(link, ()))
+
+    def sysctl(self, key: str) -> str | None:
+        parts = key.split("/")
+        if len(parts) == 5 and parts[2] == "conf" and parts[3] in self._links:
+            value = self._links[parts[3]].sysctls.get(f"{parts[1]}/{parts[4]}")
+            if value is not None:
+                return str(value)
+        return self._once(self._namespace.sysctl, key)
+
+    def firewalls(self) -> Firewalls:
+        return self._once(self._namespace.firewalls)
+
+
+class _Kernel:
+    """See ``once``. A namespace that is opened anew is listed anew."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.host = cast(Namespace, _Namespace(kernel.host))
+
+    @cached_property
+    def rules(self) -> Ruleset:
+        return self._kernel.rules.once()
+
+    def identify(self, path: str) -> NamespaceId:
+        return self._kernel.identify(path)
+
+    def open(self, path: str) -> Namespace:
+        return cast(Namespace, _Namespace(self._kernel.open(path)))
+
+    def others(self) -> tuple[str, ...]:
+        return self._kernel.others()
+
+    def close(self) -> None:
+        """Nothing is its own: the kernel that it was made of is closed by itself."""
+
+
+def once(kernel: Kernel) -> Kernel:
+    """The same kernel, its lists read when they are first asked for and kept."""
+    return _Kernel(kernel)
