@@ -6,6 +6,7 @@ Everything is created here, so that tests can replace it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cni_plugin.service.verbs import Service
     from weft.kernel.linux.probe import Ability
 
+_ALLOCATIONS = 1_000_000  # between two collections; 700 by default
 PLUGIN_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 
@@ -46,6 +48,8 @@ def _service() -> Service:
     is_debug = log.level(os.environ) is log.Level.DEBUG
     made = Service(kernel, host, log=log.write if is_debug else None)
     made.records.cache_all()
+    # A process that ends soon and keeps what it reads: to look for cycles among that takes longer each time.
+    gc.set_threshold(_ALLOCATIONS)
     return made
 
 

@@ -223,3 +223,26 @@ def test_overlaps_are_found_as_by_comparing_all() -> None:
             assert index.overlapping(one) == wanted
             inner = [place for place in wanted if subnets[place].prefixlen >= one.prefixlen]
             assert index.within([one]) == inner
+
+
+def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links, addresses and FDB rows are dumped; what the lists miss is asked of the kernel itself."""
+    monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / "leases"))
+    filled = Filled(tmp_path, 2)
+    filled.kernel.calls.clear()
+    _check(filled)
+    calls = Counter(filled.kernel.calls)
+    assert calls["all_ports_fdb"] == 1
+    assert calls["links"] - calls["all_addresses"] == 1 + 2 * EACH, calls  # the fake lists links for addresses
+
+    listed = filled.context.comparing_all()
+    [one, *_] = attachments.endpoints(listed)
+    listed.kernel.host.links()
+    host_link = next(each.name for each in one.result.interfaces if each.name.startswith("veth"))
+    filled.kernel.host.change_link(host_link, up=False)
+    assert attachments.mismatches(listed, one) == []  # as old as the list
+    later = filled.context.comparing_all()
+    assert attachments.mismatches(later, one) == [f"the host's link {host_link} is down"]
+    later.kernel.host.links()
+    filled.kernel.host.change_link(host_link, up=True)
+    assert attachments.mismatches(later, one) == []  # the list still has it down, the kernel has not
