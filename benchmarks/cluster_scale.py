@@ -32,6 +32,7 @@ from cni_plugin.ops.overlay_rows import changes, desired
 from store import Batch, Entry, Range
 from store.interface import Event
 from weft import overlay
+from weft.kernel.interface import Row
 from weft.kernel.netlink import packed_rows
 
 Found = TypeVar("Found")
@@ -169,7 +170,7 @@ def one_host(cluster: Cluster, folder: Path) -> dict[str, float]:
         found = overlay.read_network(str(path), "blue")
         peers = overlay.read_peers(found, str(path))
         added = changes(desired(found, peers, "br", "vx", ()), {}).added
-        packed = [packed_rows.pack(row, 7) for row in added if hasattr(row, "__dataclass_fields__")]
+        packed = [packed_rows.pack(row, 7) for row in added if isinstance(row, Row)]
         return len(added), sum(len(one[1]) + 16 for one in packed if one is not None)
 
     (count, messages), kernel = timed(rows)
