@@ -43,9 +43,16 @@ class ClusterHost:
         self._process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
         self.init = 0
         self.environment = {"PATH": _PATH, "ETCDCTL_API": "3", "HOME": "/root"}
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
         until(self._child, 30.0, f"process 1 of {self.name}")
         until(lambda: Path(f"/proc/{self.init}/root/run/ready").exists(), 30.0, f"the namespaces of {self.name}")
-        link = f"hosts-{number}"
+        link = f"hosts-{self.number}"
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(self.init))
         run("ip", "link", "set", link, "master", BRIDGE, "up")
         for words in (
