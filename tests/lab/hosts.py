@@ -80,16 +80,20 @@ class Machine:
         self.weft("detach", network, container)
         self.run("ip", "netns", "delete", container)
 
-    def add(self, network: str, container: str, arguments: str = "", **runtime: Any) -> str:
-        """ADD as a runtime does, with CNI_ARGS and runtimeConfig; its IPv4 address."""
-        self.run("ip", "netns", "add", container)
+    def add(self, network: str, container: str, arguments: str = "", command: str = "ADD", **runtime: Any) -> str:
+        """ADD as a runtime does, with CNI_ARGS and runtimeConfig; its IPv4 address. Or another command."""
+        if command == "ADD":
+            self.run("ip", "netns", "add", container)
         path = next(one["Weft"]["File"] for one in self.weft("network", "inspect", network).json)
         listed = self.read(path)
         config = {**listed["plugins"][0], "name": network, "cniVersion": listed["cniVersion"], "runtimeConfig": runtime}
-        call = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container, "CNI_NETNS": f"/run/netns/{container}",
+        call = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": f"/run/netns/{container}",
                 "CNI_IFNAME": "eth0", "CNI_PATH": str(ROOT / "bin/cni"), "CNI_ARGS": arguments}  # fmt: skip
         argv = self.argv("env", *(f"{key}={value}" for key, value in call.items()), str(ROOT / "bin/cni/weft"))
-        found = run(*argv, stdin=json.dumps(config), environment=self.environment).json
+        answer = run(*argv, stdin=json.dumps(config), environment=self.environment)
+        if command != "ADD":
+            return ""
+        found = answer.json
         return str(next(one["address"] for one in found["ips"] if "." in one["address"])).partition("/")[0]
 
     def inside(self, container: str) -> str:

@@ -134,6 +134,7 @@ def resolved(one: Machine, container: str, name: str, server: str) -> list[str]:
     return [text.rpartition(" ")[2] for text in records(read(reply).answer)] if reply else []
 
 
+@pytest.mark.long
 def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
     hosts.create("named", "--names", "--subnet", "10.150.0.0/16")
     server = "10.150.0.1"
@@ -158,9 +159,15 @@ def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
     assert {name: reach[name] for name in wanted} == wanted
     hosts[2].detach("named", "n2")
     until(lambda: resolved(hosts[1], "n1", "weft-n2", server) == [], _SOON, "the end of the name")
-    hosts[1].weft("network", "rm", "--force", "named")
+    hosts[1].detach("named", "n1")
+    for network, container in (("named", "p3"), ("plain", "p1"), ("plain", "p2")):
+        hosts[2].add(network, container, "IgnoreUnknown=1", command="DEL")
+        hosts[2].run("ip", "netns", "delete", container)
+    hosts[2].weft("network", "rm", "plain")
+    until(lambda: not hosts[1].weft("network", "rm", "named", check=False).code, _SOON, "the removal")
 
 
+@pytest.mark.long
 def test_routes_have_the_mtu_that_reaches_a_peer(hosts: Machines, blue: Blue) -> None:
     """A bridge on the way drops larger packets and says nothing: no ICMP error comes."""
     found = hosts[1].weft("status", "peers", "--json").json
@@ -175,8 +182,10 @@ def test_routes_have_the_mtu_that_reaches_a_peer(hosts: Machines, blue: Blue) ->
     finally:
         run("ip", "link", "set", hosts[2].link, "mtu", "1500")
     assert hosts[1].weft("status", "peers").code == 0
+    until(lambda: "mtu 1350" not in hosts[1].run("ip", "route").stdout, _SOON, "the routes with the full MTU")
 
 
+@pytest.mark.long
 def test_containers_start_while_the_cluster_is_down(hosts: Machines, blue: Blue, etcd: Cluster) -> None:
     """Traffic goes on, agents restart from what they know, and all is caught up within seconds of its return."""
     for member in range(3):
