@@ -196,6 +196,6 @@ def of_units(needs_agent: bool) -> Iterator[Finding]:
         yield Finding(
             f"{name} is not installed: after a reboot the agent starts with the first attachment that needs it, and"
             " registered services are not checked until then",
-            "copy conf/systemd to /etc/systemd/system, and run systemctl enable --now weft-agent",
+            "weft install --systemd, then systemctl enable --now weft-agent",
             advice=True,
         )
