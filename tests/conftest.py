@@ -40,13 +40,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(tier)
     left_out = {item for item in items if _too_long(config, item) or _is_sid(item) is not config.getoption("--sid")}
     kept = [item for item in items if item not in left_out]
-    # In turn: the slow cases of a test, which follow each other, are spread over the parts.
     mine, parts = map(int, config.getoption("--part").split("/"))
-    taken_here = kept[mine - 1 :: parts]
+    taken_here = _in_turn(kept, parts)[mine - 1]
     chosen = {*taken_here}
     if len(chosen) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = taken_here
+
+
+def _in_turn(items: list[pytest.Item], parts: int) -> list[list[pytest.Item]]:
+    """The parts of the tests: a test each in turn, since the slow cases of a test follow each other. Tests of a
+    file that is marked ``in_order`` build on one another, and are in one part.
+    """
+    made: list[list[pytest.Item]] = [[] for _ in range(parts)]
+    number, before = -1, None
+    for item in items:
+        if item.get_closest_marker("in_order") is None or item.path != before:
+            number = (number + 1) % parts
+        made[number].append(item)
+        before = item.path
+    return made
 
 
 def _is_sid(item: pytest.Item) -> bool:

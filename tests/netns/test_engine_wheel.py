@@ -55,6 +55,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "client"))
     for name in FILES:
         shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "conf", source / "conf")
     pip = (PYTHON, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check")
     options = ("--no-deps", "--no-build-isolation", "--no-index", "-w", str(wheels))
     run(*pip, "wheel", str(source), *options, environment=PATH | ({} if compiled else {"CC": "none"}), timeout=300)
@@ -73,6 +74,7 @@ def test_the_wheel_is_whole(installed: Installed) -> None:
     sources = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert {name for name in packed if name.endswith(".py")} == sources
     assert ("cni_plugin/entry/client" in packed) is installed.compiled
+    assert {"cni_plugin/entry/conf/systemd/weft-agent.service", "cni_plugin/entry/conf/weft.toml"} <= packed
     kind = f"linux_{os.uname().machine}" if installed.compiled else "any"
     assert installed.wheel.name.endswith(f"-py3-none-{kind}.whl")
 

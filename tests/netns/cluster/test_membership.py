@@ -11,6 +11,7 @@ from cluster import tokens
 from lab.many_hosts import ClusterHost, members, network, remove_network, token
 from lab.waiting import until
 
+pytestmark = pytest.mark.in_order
 PATIENTLY = 90.0
 
 

@@ -18,6 +18,7 @@ from lab.etcd import KILL, Cluster
 from lab.hosts import Machine, Machines
 from lab.waiting import until
 
+pytestmark = pytest.mark.in_order
 _SOON = 60.0
 SERVER = (
     "import socket,sys\n"
