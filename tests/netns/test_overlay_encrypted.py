@@ -106,7 +106,8 @@ def test_broken_encryption_lets_nothing_out_in_clear(cluster: Cluster, way: str)
         cluster.run(1, *BROKEN[way].format(**words).split())
         reached = _ping(cluster, to)
         assert _in_clear(capture) == []
-    assert not reached or way == "rules"
+    # With another local address the kernel may go on with the route that it has cached, through the tunnel.
+    assert not reached or way in ("rules", "local address")
     cluster.reconcile("a", 1, everything=True)
     assert cluster.host.ping("a1", to)
 
@@ -118,10 +119,15 @@ def test_the_rule_is_what_stops_clear_packets(cluster: Cluster) -> None:
         cluster.run(number, "ip", "address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
     mac = cluster.network("a", cluster.members[2])["mac"]
     cluster.run(1, *f"bridge fdb replace {mac} dev {LINK} dst 2001:db8::2 self permanent".split())
-    cluster.run(1, "nft", "flush", "chain", "inet", "weft", "overlay_to_peer")
     with frames.Capture("/run/netns/fab") as capture:
-        _ping(cluster, address(found[2]))
-        assert _in_clear(capture)
+
+        def is_seen() -> bool:
+            """The engine restores the rule within moments."""
+            cluster.run(1, "nft", "flush", "chain", "inet", "weft", "overlay_to_peer")
+            _ping(cluster, address(found[2]), count=1)
+            return bool(_in_clear(capture))
+
+        until(is_seen)
 
 
 def test_without_its_key_a_host_does_not_take_part(cluster: Cluster) -> None:
