@@ -1,7 +1,9 @@
 """One end of a connection between two processes of a daemon: JSON messages, with open descriptors.
 
-A message is its length in 4 bytes, the number of its descriptors in one, and JSON. What the other end
-sends is untrusted: its messages are bounded, and what is none raises Malformed.
+A message is a list. On the wire it is the length of its JSON and of the bytes that follow it, in 4 bytes
+each, the number of its descriptors in one, the JSON, and the bytes, which are the list's last item where
+there are any. What the other end sends is untrusted: its messages are bounded, and what is none raises
+Malformed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 
-_HEADER = 5
+HEADER = 9
 _CHUNK = 1 << 16
 _MOST_DESCRIPTORS = 8  # in a message
 _MOST_UNSENT = 256 << 20
@@ -67,13 +69,13 @@ class Pair:
         self._descriptors.clear()
         self._unsent.clear()
 
-    def send(self, message: Iterable[object], descriptors: Iterable[int] = ()) -> None:
-        """Send a message, at once or as soon as the other end reads."""
+    def send(self, message: Iterable[object], descriptors: Iterable[int] = (), payload: bytes = b"") -> None:
+        """Send a message, at once or as soon as the other end reads; ``payload`` as its last item."""
         if not self.is_open:
             return
         text = json.dumps(list(message), separators=(",", ":")).encode()
         held = [os.dup(one) for one in descriptors]
-        data = len(text).to_bytes(4, "big") + bytes((len(held),)) + text
+        data = len(text).to_bytes(4, "big") + len(payload).to_bytes(4, "big") + bytes((len(held),)) + text + payload
         self._unsent.append((memoryview(data), held))
         self._unsent_bytes += len(data)
         if self._unsent_bytes > _MOST_UNSENT:
@@ -127,25 +129,51 @@ class Pair:
 
     def _take(self) -> None:
         buffer = self._buffer
-        while self.is_open and len(buffer) >= _HEADER:
-            length, count = int.from_bytes(buffer[:4], "big"), buffer[4]
-            if length > self._most or count > self._accepted:
-                raise Malformed(f"a message of {length} bytes with {count} descriptors")
-            if len(buffer) < _HEADER + length:
+        while self.is_open and len(buffer) >= HEADER:
+            length, payload, count = read_header(buffer)
+            if length + payload > self._most or count > self._accepted:
+                raise Malformed(f"a message of {length + payload} bytes with {count} descriptors")
+            end = HEADER + length + payload
+            if len(buffer) < end:
                 return
             try:
-                message = json.loads(buffer[_HEADER : _HEADER + length])
+                message = json.loads(buffer[HEADER : HEADER + length])
             except (ValueError, RecursionError) as error:
                 raise Malformed(f"no JSON: {error}") from None
             if not isinstance(message, list) or not message or count > len(self._descriptors):
                 raise Malformed("no message")
-            del buffer[: _HEADER + length]
+            if payload:
+                message.append(bytes(buffer[HEADER + length : end]))
+            del buffer[:end]
             self._received(message, [self._descriptors.popleft() for _ in range(count)])
 
     def _end_with(self, why: str) -> None:
         if self.is_open:
             self.close()
             self._ended(why)
+
+
+def read_header(data: bytes | bytearray) -> tuple[int, int, int]:
+    """The lengths of a message's JSON and of the bytes after it, and the number of its descriptors."""
+    return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big"), data[8]
+
+
+def receive_first(end: socket.socket) -> Message:
+    """The first message, before there is an event loop; blocks. From a trusted process: one list without
+    descriptors. Raises OSError, EOFError.
+    """
+
+    def exactly(size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            if not (data := end.recv(size - len(found))):
+                raise EOFError("the other end has closed")
+            found += data
+        return bytes(found)
+
+    length, payload, _ = read_header(exactly(HEADER))
+    message: Message = json.loads(exactly(length))
+    return [*message, exactly(payload)] if payload else message
 
 
 def closed(descriptors: Iterable[int]) -> None:

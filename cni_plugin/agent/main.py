@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.agent import catalog_file, dns_front, dns_worker, limits, uplink
@@ -48,6 +49,7 @@ from weft.errors import StateDamaged, WeftError
 from weft.spawner import Spawner, Work
 
 if TYPE_CHECKING:
+    from cni_plugin.agent.api_front import ApiFront
     from cni_plugin.agent.following import Following
     from cni_plugin.agent.overlay_host import OverlayHost
     from cni_plugin.agent.overlays import Overlays
@@ -202,7 +204,7 @@ class Agent:
             await self._start_part("dns", dns)
             await dns.set_networks(dns.names.networks())
         # The HTTP library takes a third of a second to import; DNS is served meanwhile.
-        new_server, new_checker, new_prober, page_routes = await asyncio.to_thread(_http)
+        new_server, new_front, new_checker, new_prober, page_routes = await asyncio.to_thread(_http)
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
@@ -215,7 +217,17 @@ class Agent:
         overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
         peers = new_peers(overlays, new_echo(self._echo))
         more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
-        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
+        api = new_server(
+            catalog,
+            registry,
+            store,
+            serving,
+            metrics,
+            new_front=partial(new_front, self._spawner),
+            leave=leave,
+            extra_routes=more,
+            tokens=tokens,
+        )
         await self._start_part("http", api)
         # Names, services and the API are served from here on; what an earlier agent balances goes on meanwhile.
         if resumed:
@@ -395,14 +407,17 @@ def _overlay() -> tuple[
     return Overlays, OverlayHost, SharedNames, Prober, Echo, routes
 
 
-def _http() -> tuple[type[ApiServer], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]]:
-    """Import what needs the HTTP library: the API server, the checker, its prober and the page's routes."""
+def _http() -> tuple[
+    type[ApiServer], type[ApiFront], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]
+]:
+    """Import the API server and its front, the checker and its prober, and the page's routes."""
+    from cni_plugin.agent.api_front import ApiFront
     from cni_plugin.agent.probe_front import ProbeFront
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
     from discovery.page.pages import routes
 
-    return ApiServer, Checker, ProbeFront, routes
+    return ApiServer, ApiFront, Checker, ProbeFront, routes
 
 
 def main(arguments: list[str]) -> int:
@@ -438,7 +453,7 @@ starts an agent automatically; weft up starts one in the background.
 
 
 def _serve(path: str, idle: float) -> int:
-    spawner = Spawner({dns_front.NAME: lambda: dns_worker.run, "probes": _prepare_probes})
+    spawner = Spawner({dns_front.NAME: lambda: dns_worker.run, "probes": _prepare_probes, "http": _prepare_http})
     echo = open_sockets()
     confinement.confine(AGENT)
     try:
@@ -452,6 +467,13 @@ def _prepare_probes() -> Work:
     from cni_plugin.agent import probe_worker
 
     return probe_worker.prepare()
+
+
+def _prepare_http() -> Work:
+    """Import the HTTP library, in the worker that speaks it."""
+    from cni_plugin.agent import api_worker
+
+    return api_worker.run
 
 
 def _serve_confined(path: str, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:

@@ -73,6 +73,11 @@ class Worker:
         """Whether it has been started, and not stopped."""
         return self._watching is not None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process; between two there is none for a moment."""
+        return self._pair is not None and self._pair.is_open
+
     def start(self) -> None:
         """Start it, and replace it from now on. Raises WeftError."""
         self._start_process()
@@ -87,10 +92,10 @@ class Worker:
         self._watching = self._replacing = None
         self._end_process()
 
-    def send(self, message: Iterable[object], descriptors: Iterable[int] = ()) -> None:
+    def send(self, message: Iterable[object], descriptors: Iterable[int] = (), payload: bytes = b"") -> None:
         """Send it a message, as long as there is one: a new process is told everything."""
         if self._pair is not None:
-            self._pair.send(message, descriptors)
+            self._pair.send(message, descriptors, payload)
 
     async def sync(self) -> None:
         """Wait until it has done all that it was told, if it answers in time."""

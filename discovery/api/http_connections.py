@@ -14,7 +14,6 @@ from typing import Required, TypedDict, Unpack
 
 from aiohttp import web
 
-from discovery.api.callers import Caller
 from discovery.api.settings import HttpSettings
 from discovery.metrics import Metrics
 
@@ -48,15 +47,14 @@ class _ConnectionOptions(TypedDict, total=False):
 
 
 class HttpConnection(web.RequestHandler):
-    """A connection. ``caller`` is who opened it; ``idle_since`` is None during a request,
+    """A connection. ``client`` is its address, or "unix"; ``idle_since`` is None during a request,
     ``request_started`` the arrival of its first byte.
     """
 
-    __slots__ = ("caller", "client", "idle_since", "request_started")
+    __slots__ = ("client", "idle_since", "request_started")
 
     def __init__(self, manager: web.Server, **options: Unpack[_ConnectionOptions]) -> None:
         super().__init__(manager, **options)
-        self.caller = Caller(unknown=True)
         self.client = ""
         self.idle_since: float | None = None
         self.request_started: float | None = None
@@ -68,10 +66,10 @@ class HttpConnection(web.RequestHandler):
 
 
 class HttpConnections(web.Server):
-    """The HTTP server, with its limits on connections."""
+    """The HTTP server, with its limits on connections. ``ended`` is called when one has ended."""
 
     def __init__(
-        self, handler: Handler, settings: HttpSettings, metrics: Metrics, identify: Callable[[socket.socket], Caller]
+        self, handler: Handler, settings: HttpSettings, metrics: Metrics, ended: Callable[[HttpConnection], None]
     ) -> None:
         super().__init__(
             handler,
@@ -86,19 +84,21 @@ class HttpConnections(web.Server):
             auto_decompress=False,
         )
         self._settings = settings
-        self._identify = identify
+        self._ended = ended
         self._per_client: Counter[str] = Counter()
         self._open: dict[HttpConnection, None] = {}
         self._refused = metrics.counter("weft_http_refused_total", "Connections closed by a limit.", "reason")
         metrics.gauge("weft_http_connections", "Open connections.", read=lambda: len(self._open))
 
-    def __call__(self) -> web.RequestHandler:
-        return HttpConnection(self, loop=self._loop, **self._kwargs)
+    def new(self, client: str) -> HttpConnection:
+        """The protocol of a new connection of a client."""
+        handler = HttpConnection(self, loop=self._loop, **self._kwargs)
+        handler.client = client
+        return handler
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         assert isinstance(handler, HttpConnection)
-        handler.client = _client_address(transport)
         if not self._make_room(handler.client):
             self._refused.add(1, "too many")
             transport.abort()
@@ -107,16 +107,16 @@ class HttpConnections(web.Server):
         self._open[handler] = None
         self._per_client[handler.client] += 1
         raw = transport.get_extra_info("socket")
-        if raw is not None:
-            handler.caller = self._identify(raw)
         if raw is not None and raw.family != socket.AF_UNIX:
             # The kernel closes connections whose client does not read.
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.write_time * 1000))
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        if isinstance(handler, HttpConnection) and handler in self._open:
-            self._remove(handler)
+        if isinstance(handler, HttpConnection):
+            if handler in self._open:
+                self._remove(handler)
+            self._ended(handler)
 
     def _remove(self, handler: HttpConnection) -> None:
         del self._open[handler]
@@ -161,8 +161,3 @@ class HttpConnections(web.Server):
             ]:
                 self._refused.add(1, "slow")
                 self._abort(handler)
-
-
-def _client_address(transport: asyncio.Transport) -> str:
-    found = transport.get_extra_info("peername")
-    return str(found[0]) if isinstance(found, tuple) and found else "unix"

@@ -24,7 +24,8 @@ TEXT = "text/plain; charset=utf-8"
 class HttpResponse:
     """A response: an encoded body, and headers beside the common ones.
 
-    With ``stream`` its items are the body, until it ends or the client disconnects.
+    With ``stream`` its items are the body, until it ends or the client disconnects. ``close``: no other
+    request is taken on the connection.
     """
 
     body: bytes = b""
@@ -32,6 +33,7 @@ class HttpResponse:
     type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: AsyncIterator[bytes] | None = None
+    close: bool = False
 
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]

@@ -1,4 +1,4 @@
-"""The HTTP API server: finds the route of each request and runs its handler."""
+"""The HTTP API: finds the route of each request and runs its handler. HTTP itself is ``http_front``'s."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import asyncio
 import logging
 import resource
 import socket
-import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
-
-from aiohttp import web
+from typing import Protocol
 
 from discovery.acl.authorizer import Authorizer, PermissionDenied
 from discovery.acl.records import ACLS, BOOTSTRAP, acl_key, encode_acl
@@ -26,13 +24,13 @@ from discovery.api.agent_endpoint import AgentEndpoint, Hook
 from discovery.api.agent_register_endpoint import AgentRegisterEndpoint
 from discovery.api.agent_services_endpoint import AgentServicesEndpoint
 from discovery.api.blocking_query import BlockingQueries, encode_json
-from discovery.api.callers import Caller, Callers, secret_of
+from discovery.api.callers import Callers, secret_of
 from discovery.api.catalog_endpoint import CatalogEndpoint
 from discovery.api.csrf import own_hosts, rejection_reason
 from discovery.api.disabled_endpoint import routes as disabled_routes
 from discovery.api.event_endpoint import EventEndpoint
+from discovery.api.exchange import BrokenBody, Connection, HttpMessage
 from discovery.api.health_endpoint import HealthEndpoint
-from discovery.api.http_connections import HttpConnection, HttpConnections
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
 from discovery.api.internal_endpoint import InternalEndpoint
@@ -59,17 +57,33 @@ from store import Batch, Compare, Invalid, Put, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024
 METHODS = ("GET", "PUT", "DELETE", "HEAD", "POST", "OPTIONS", "PATCH")
 """Methods with a metrics label of their own."""
 RESERVED_FILES = 256
 """File descriptors reserved for the rest of the process."""
 
 
+class Front(Protocol):
+    """What speaks HTTP with clients: ``http_front`` in this process, or a worker."""
+
+    async def start(self, answer: Callable[[Connection, HttpMessage], Awaitable[HttpResponse]]) -> None:
+        """Start; requests are answered by ``answer``. Raises WeftError."""
+
+    def open(self, sock: socket.socket, connection: Connection) -> bool:
+        """Serve an accepted connection, whose socket is its from now on; False: it takes no more for now."""
+
+    async def stop(self, seconds: float) -> None:
+        """Close all connections, after as many seconds at the latest."""
+
+
+NewFront = Callable[[HttpSettings, Metrics], Front]
+
+
 class ApiServer:
     """Consul's HTTP API. ``reload`` and ``leave`` implement agent/reload and agent/leave.
 
-    ``extra_routes`` are served beside its own. ``tokens`` it fills from the store.
+    ``extra_routes`` are served beside its own. ``tokens`` it fills from the store. ``new_front``
+    makes what speaks HTTP.
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class ApiServer:
         settings: HttpSettings | None = None,
         metrics: Metrics | None = None,
         *,
+        new_front: NewFront,
         reload: Hook | None = None,
         leave: Hook | None = None,
         extra_routes: Iterable[Route] = (),
@@ -120,10 +135,9 @@ class ApiServer:
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, *own_hosts(node, settings.domains))}
         self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
-        self._server: HttpConnections | None = None
+        self._front = new_front(settings, metrics)
         self._callers: Callers | None = None
         self._listening: Listening | None = None
-        self._sweeper: asyncio.Task[None] | None = None
         self._pending_writes: set[asyncio.Future[HttpResponse]] = set()
         self._refused: tuple[str, ...] = ()
 
@@ -142,25 +156,25 @@ class ApiServer:
         files.
         """
         self._callers = Callers(self._settings)
-        self._server = HttpConnections(self._handle, self._settings, self._metrics, self._callers.identify)
-        self._sweeper = asyncio.create_task(self._server.sweep())
         try:
             self._sessions.start()
             await self._make_management_token()
             await self._changes.start(self._load)
+            await self._front.start(self._answer)
             listen, self._refused = listeners.allowed(self._settings)
-            self._listening = Listening(listen, listeners.tls_context(self._settings.tls), self._new_listener)
+            self._listening = Listening(listen, self._accepted)
             await self._listening.start()
         except BaseException:
             await self.stop()
             raise
 
-    async def _new_listener(self, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.Server:
-        assert self._server is not None
-        limit = self._settings.header_time if tls is not None else None
-        return await asyncio.get_running_loop().create_server(
-            self._server, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=limit
-        )
+    def _accepted(self, sock: socket.socket, is_remote: bool) -> bool:
+        """Ask the kernel whose connection it is, before anything of it is read."""
+        assert self._callers is not None
+        is_local = sock.family == socket.AF_UNIX
+        client = "unix" if is_local else _address(sock)
+        has_tls = is_remote and self._settings.tls is not None
+        return self._front.open(sock, Connection(self._callers.identify(sock), client, is_local, has_tls))
 
     async def stop(self) -> None:
         """Stop: pending writes are completed, blocking queries are cut off."""
@@ -168,11 +182,7 @@ class ApiServer:
             await self._listening.stop()
         if self._pending_writes:
             await asyncio.wait(set(self._pending_writes), timeout=5)
-        if self._server is not None:
-            await self._server.shutdown(0.1)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._front.stop(0.1)
         await self._changes.stop()
         await self._sessions.stop()
         if self._callers is not None:
@@ -204,16 +214,12 @@ class ApiServer:
 
     # One request
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        assert isinstance(connection, HttpConnection)
-        assert self._server is not None
-        self._server.mark_busy(connection)
+    async def _answer(self, connection: Connection, message: HttpMessage) -> HttpResponse:
         started = time.monotonic()
         path, close = "other", False
         try:
-            authorize = await self._authorize(request, connection.caller)
-            route, api_request = self._route_request(request, authorize)
+            authorize = await self._authorize(connection, message)
+            route, api_request = self._route_request(connection, message, authorize)
             path = route.path
             answer = await self._run(route, api_request)
             if api_request.filtered:
@@ -232,51 +238,24 @@ class ApiServer:
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("%s %s", request.method, request.rel_url.raw_path[:200])
+            log.exception("%s %s", message.method, message.path[:200])
             answer = HttpResponse(b"internal error; see the agent's log", 500, TEXT)
-        finally:
-            self._server.mark_idle(connection)
-        method = request.method if request.method in METHODS else "other"
+        method = message.method if message.method in METHODS else "other"
         self._requests.add(1, method, path, str(answer.status))
-        if "index" not in request.rel_url.raw_query_string:
+        if "index" not in message.query:
             self._seconds.observe(time.monotonic() - started, method)
-        headers = {"Content-Type": answer.type, **answer.headers}
-        if answer.stream is not None:
-            return await self._send(answer.stream, request, headers)
-        response = web.Response(body=answer.body, status=answer.status, headers=headers)
-        # An unread body would be parsed as the next request.
-        if close or not request.content.is_eof():
-            response.force_close()
-        return response
+        return replace(answer, close=True) if close else answer
 
-    async def _send(
-        self, stream: AsyncIterator[bytes], request: web.BaseRequest, headers: dict[str, str]
-    ) -> web.StreamResponse:
-        """Send a response of unknown length until it ends or the client disconnects."""
-        connection = request.protocol
-        assert isinstance(connection, HttpConnection) and self._server is not None
-        self._server.mark_busy(connection)  # else it would be closed when idle
-        try:
-            response = web.StreamResponse(headers=headers)
-            await response.prepare(request)
-            async for part in stream:
-                await response.write(part)
-            await response.write_eof()
-        finally:
-            self._server.mark_idle(connection)
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
-        return response
-
-    async def _authorize(self, request: web.BaseRequest, caller: Caller) -> Callable[[], Authorizer]:
+    async def _authorize(self, connection: Connection, message: HttpMessage) -> Callable[[], Authorizer]:
         """What tells the caller's permissions: its token, if tokens are used and it sent one, else who
         it is. Raises PermissionDenied.
         """
         assert self._callers is not None
+        caller = connection.caller
         if not self._settings.acl.enabled:
             authorizer = await self._callers.authorizer(caller)
             return lambda: authorizer
-        secret = secret_of(request.headers, request.rel_url.raw_query_string)
+        secret = secret_of(message.headers, message.query)
         if not secret and (caller.owner or caller.uid is not None):
             authorizer = await self._callers.authorizer(caller)
             if authorizer.manages or authorizer.level:
@@ -284,29 +263,26 @@ class ApiServer:
         return partial(self._tokens.authorizer, secret)
 
     def _route_request(
-        self, request: web.BaseRequest, authorize: Callable[[], Authorizer]
+        self, connection: Connection, message: HttpMessage, authorize: Callable[[], Authorizer]
     ) -> tuple[Route, HttpRequest]:
         """The route and the parsed request. Raises HttpError."""
-        raw_path, _, query = request.raw_path.partition("?")
-        if not raw_path.startswith("/"):
+        if not message.path.startswith("/"):
             raise HttpError(400, "Invalid request target: must be an absolute path")
-        route, name = self.router.find(request.method, raw_path)
+        route, name = self.router.find(message.method, message.path)
         most = route.body_bytes or self._settings.body_bytes
-        length = request.content_length or 0
-        if length > most:
-            raise _too_large(length, most)
-        if request.protocol.transport is not None:
-            why = rejection_reason(request.headers, self._hosts, writes=route.writes)
-            transport = request.protocol.transport
-            # With TLS the browser has compared the page's name with the certificate.
-            if why and _family(transport) != socket.AF_UNIX and transport.get_extra_info("sslcontext") is None:
-                raise HttpError(403, why)
+        if message.length > most:
+            raise _too_large(message.length, most)
+        why = rejection_reason(message.headers, self._hosts, writes=route.writes)
+        # With TLS the browser has compared the page's name with the certificate.
+        if why and not connection.is_local and not connection.has_tls:
+            raise HttpError(403, why)
 
         async def read() -> bytes:
-            return await self._body(request, most)
+            return await self._body(message, most)
 
+        query = message.query
         api_request = HttpRequest(
-            request.method, name, parse_parameters(query), read, authorize, request.headers, query
+            message.method, name, parse_parameters(query), read, authorize, message.headers, query
         )
         # An agent answers for itself, whatever ?dc says, as in Consul.
         datacenter = self._node.datacenter
@@ -331,21 +307,19 @@ class ApiServer:
         if not writing.cancelled():
             writing.exception()  # retrieve it: the client may have disconnected
 
-    async def _body(self, request: web.BaseRequest, most: int) -> bytes:
+    async def _body(self, message: HttpMessage, most: int) -> bytes:
         """Read the body, limited in size and time. Raises HttpError."""
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.protocol.transport is not None:
-            request.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         found = bytearray()
         try:
             async with asyncio.timeout(self._settings.body_time):
-                async for chunk in request.content.iter_any():
+                while chunk := await message.next_chunk():
                     found += chunk
                     if len(found) > most:
                         raise _too_large(len(found), most)
         except TimeoutError:
             text = f"The body did not come within {self._settings.body_time:g} s"
             raise HttpError(408, text, close=True) from None
-        except web.RequestPayloadError:
+        except BrokenBody:
             raise HttpError(400, "Malformed request body", close=True) from None
         return bytes(found)
 
@@ -366,6 +340,8 @@ def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
     return replace(settings, connections=min(settings.connections, max(files - RESERVED_FILES, 16)))
 
 
-def _family(transport: asyncio.BaseTransport) -> int | None:
-    sock = transport.get_extra_info("socket")
-    return sock.family if sock is not None else None
+def _address(sock: socket.socket) -> str:
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:  # it has disconnected
+        return ""

@@ -5,27 +5,33 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cni_plugin.agent.api_front import ApiFront
 from discovery import layout_v1
+from discovery.api.local_front import LocalFront
 from discovery.api.router import Route
-from discovery.api.server import ApiServer
+from discovery.api.server import ApiServer, Front
 from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
 from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
 from discovery.registry import Registry
 from discovery.structs import Node
+from lab.workers import ThreadSpawner
 from store import Store
 from store.embedded import open_embedded
 
 Result = TypeVar("Result")
 More = Callable[[Catalog], Iterable[Route]]
 
+AS_WORKER = os.environ.get("WEFT_TEST_HTTP") == "worker"
+"""Whether HTTP is spoken by the worker that does it in an agent; else in the process that answers."""
 EXPECTED = 20.0
 """Timeout of expected events, seconds."""
 
@@ -97,7 +103,15 @@ class LabAgent:
         self.registry = Registry(self.node, self.store, self.store)
         await self.registry.start()
         more = self._more(self.catalog) if self._more is not None else ()
-        self.api = ApiServer(self.catalog, self.registry, self.store, self.settings, self.metrics, extra_routes=more)
+        self.api = ApiServer(
+            self.catalog,
+            self.registry,
+            self.store,
+            self.settings,
+            self.metrics,
+            new_front=self._new_front,
+            extra_routes=more,
+        )
         await self.api.start()
 
     async def _stop(self) -> None:
@@ -134,6 +148,13 @@ class LabAgent:
     def put(self, path: str, body: object = None, **headers: str) -> Reply:
         """Send a PUT request."""
         return self.request("PUT", path, body, headers)
+
+    def _new_front(self, settings: HttpSettings, metrics: Metrics) -> Front:
+        return ApiFront(ThreadSpawner(), settings, metrics) if AS_WORKER else LocalFront(settings, metrics)
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return next(int(number) for _, name, _, number in self.metrics.samples() if name == "weft_http_connections")
 
     def parked(self) -> int:
         """The number of pending blocking queries."""

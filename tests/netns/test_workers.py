@@ -23,6 +23,13 @@ NOBODY = ["65534"] * 4
 _SLOW = 5.0
 """Times longer than on an idle machine, at most."""
 
+WRITES = """
+import http.client
+client = http.client.HTTPConnection("127.0.0.1", 8500)
+client.request("PUT", "/v1/kv/key", "other")
+print(client.getresponse().status)
+"""
+
 
 @pytest.fixture
 def topology(host: Host, cni: Cni) -> Iterator[Topology]:
@@ -111,6 +118,26 @@ def test_what_reads_answers_to_checks_has_no_privilege_and_is_replaced(topology:
     topology.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
     topology.until_healthy("a")
     assert worker(topology, "weft-probes") not in (0, before)
+
+
+def test_what_speaks_http_has_no_privilege_and_is_replaced(topology: Topology) -> None:
+    """Who calls is asked of the kernel by the agent; a worker that is lost takes its connections with it."""
+    topology.add("a", "blue", 10, services=[CHECKED])
+    topology.until_healthy("a")
+    agent, before = topology.agent(), worker(topology, "weft-http")
+    assert_unprivileged(before)
+    topology.api("/v1/kv/key", "PUT", "value")
+    refused = topology.host.run("setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-ISc", WRITES)
+    assert refused.stdout == "403\n"
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        before = worker(topology, "weft-http")
+        os.kill(before, number)
+        began = time.monotonic()
+        until(lambda: worker(topology, "weft-http") not in (0, before), STARTS, "another process")  # noqa: B023
+        assert topology.api("/v1/kv/key?raw") == "value"
+        print(f"HTTP was back {time.monotonic() - began:.2f} s after {number.name}")
+    assert topology.agent() == agent
+    topology.until_healthy("a")
 
 
 def _lives(process: int) -> bool:

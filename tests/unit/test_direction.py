@@ -89,6 +89,8 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.agent.overlays": "150.3 ms",
         "cni_plugin.agent.prober": "56.6 ms",
         "cni_plugin.agent.shared_names": "8.0 ms",
+        "cni_plugin.agent.api_front": "254.0 ms",
+        "cni_plugin.agent.api_worker": "572.0 ms",
         "cni_plugin.agent.probe_front": "300.8 ms",
         "cni_plugin.agent.probe_worker": "313.5 ms",
         "discovery.api.server": "180.1 ms",

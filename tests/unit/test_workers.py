@@ -148,17 +148,18 @@ async def wait(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def framed(text: bytes, descriptors: int = 0) -> bytes:
-    return len(text).to_bytes(4, "big") + bytes((descriptors,)) + text
+def framed(text: bytes, descriptors: int = 0, payload: bytes = b"") -> bytes:
+    lengths = len(text).to_bytes(4, "big") + len(payload).to_bytes(4, "big")
+    return lengths + bytes((descriptors,)) + text + payload
 
 
 @pytest.mark.parametrize(
     "sent",
     [
         framed(b"[" + b"1," * 60 + b"1]"), framed(b'["x"'), framed(b"{}"), framed(b"[]"), framed(b"\xff"),
-        framed(b'["x"]', 1), b"\xff" * 5, framed(b"[" * 99),
+        framed(b'["x"]', 1), b"\xff" * 9, framed(b"[" * 99), framed(b'["x"]', payload=b"x" * 96),
     ],
-    ids=["large", "no JSON", "no list", "empty", "no text", "descriptor", "length", "deep"],
+    ids=["large", "no JSON", "no list", "empty", "no text", "descriptor", "length", "deep", "large bytes"],
 )  # fmt: skip
 def test_what_is_no_message_ends_the_pair(sent: bytes) -> None:
     async def test() -> None:

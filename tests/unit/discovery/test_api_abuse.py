@@ -37,13 +37,13 @@ def rest(opened: socket.socket) -> bytes:
 def test_idle_connections_do_not_delay_requests(agent: LabAgent) -> None:
     idle = [dial(agent) for _ in range(1000)]
     try:
-        until(lambda: len(agent.api._server.connections) >= 1000)  # type: ignore[union-attr]
+        until(lambda: agent.connections() >= 1000)
         for _ in range(20):
             assert agent.get("/v1/catalog/nodes").status == 200
     finally:
         for opened in idle:
             opened.close()
-    until(lambda: len(agent.api._server.connections) == 0)  # type: ignore[union-attr]
+    until(lambda: agent.connections() == 0)
 
 
 def test_incomplete_requests_time_out(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_new_connection_replaces_the_oldest_idle_one(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
     try:
         idle = [dial(agent) for _ in range(5)]
-        until(lambda: len(agent.api._server.connections) == 5)  # type: ignore[union-attr]
+        until(lambda: agent.connections() == 5)
         assert agent.get("/v1/catalog/nodes").status == 200
         assert idle[0].recv(1) == b""
         index = agent.get("/v1/catalog/nodes").index
@@ -244,8 +244,8 @@ def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         opened.connect((agent.host, agent.port))
         opened.sendall(b"GET /v1/kv/big/?recurse HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: len(agent.api._server.connections) == 1)  # type: ignore[union-attr]
-        until(lambda: len(agent.api._server.connections) == 0)  # type: ignore[union-attr]
+        until(lambda: agent.connections() == 1)
+        until(lambda: agent.connections() == 0)
         opened.close()
     finally:
         agent.stop()
