@@ -86,7 +86,11 @@ def test_the_host_keeps_its_default_route_by_router_advertisement(host: Host, cn
     assert advertised(host, link)
 
     def changed() -> list[str]:
-        return [line for line in host.changes(before, within=0) if "forward" not in line]
+        """Linux 6.18 keeps the anycast address of the subnet in one of ten runs, without any address or
+        forwarding.
+        """
+        found = host.changes(before, within=0)
+        return [line for line in found if "forward" not in line and '"type": "anycast"' not in line]
 
     until(lambda: not changed(), what="the kernel's removal of addresses")
 
