@@ -1,7 +1,7 @@
 """The DNS servers to which Docker's resolver forwards containers' queries unless ``--dns`` names others.
 
-They are dockerd's own ``--dns`` or ``dns`` of daemon.json, else those of the host. Docker's API tells
-neither.
+They are dockerd's own ``--dns`` or ``dns`` of daemon.json, else those of the host, else two public ones.
+Docker's API tells none of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _RESOLVER = "/etc/resolv.conf"
 _UPLINK = "/run/systemd/resolve/resolv.conf"
 """What Docker reads where the resolver is systemd-resolved's stub: moby's ``resolvconf.Path``."""
 _STUB = "127.0.0.53"
+_DEFAULT = ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
+"""What Docker asks where the host names no server: moby's ``resolvconf.defaultIPv4Dns`` and ``defaultIPv6Dns``."""
 _DAEMON = "/etc/docker/daemon.json"
 _PROCESS = "/run/docker.pid"
 _OPTION = "--dns"
@@ -31,7 +33,9 @@ def servers(root: str = "") -> list[str]:
     if given := _of_process(root):
         return given
     found = _of_resolver(f"{root}{_RESOLVER}")
-    return _of_resolver(f"{root}{_UPLINK}") or found if found == [_STUB] else found
+    if found == [_STUB]:
+        found = _of_resolver(f"{root}{_UPLINK}") or found
+    return found or [*_DEFAULT]
 
 
 def is_loopback(text: str) -> bool:

@@ -85,3 +85,11 @@ def test_the_servers_of_the_dockerd_that_runs(root: Path) -> None:
             process.kill()
     (root / "etc/docker/daemon.json").unlink()
     assert resolvers.servers(str(root)) == ["192.0.2.53"]
+
+
+def test_without_any_server_docker_asks_public_ones(root: Path) -> None:
+    """A host without a resolver: containers' queries go there, and must still reach weft's names."""
+    for text in ("", "search lan\n# nameserver 192.0.2.53\n"):
+        write(root, "/etc/resolv.conf", text)
+        assert resolvers.asked_from_containers(str(root))[:2] == ["8.8.8.8", "8.8.4.4"]
+        assert len(said(root)) == 1
