@@ -56,6 +56,7 @@ def plan(
     tool.need_rights("enter network namespaces")
     capabilities = runtime_config(publish, addresses, mac)
     found = tool.network(network)
+    network = found.name
     if netns:
         endpoint = target(tool.service, netns, container, ifname)
         steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
@@ -152,6 +153,7 @@ def attach(
     """
     tool.prepare_to("attach")
     found = tool.network(network)
+    network = found.name
     endpoint = target(tool.service, netns, container, ifname)
     same = (network, endpoint.container, ifname)
     existing = [
@@ -204,6 +206,7 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
     tool.prepare_to("detach")
     if not who:
         network, who = "", network
+    network = tool.network_name(network)
     found = _attached(tool, network, who, container, ifname)
     if not found:
         if not network:

@@ -69,6 +69,7 @@ def ps(
       weft ps --network blue
     """
     tool.need_records()
+    wanted = tool.network_name(wanted)
     found = [one for one in attachments.endpoints(tool.service) if not wanted or one.network == wanted]
     named = owners.names(one.container for one in found)
     found = _filtered(found, named, filters)
@@ -156,6 +157,7 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
       weft show weft:458f29fc0a29d2e2
     """
     tool.need_records()
+    network = tool.network_name(network)
     digest = _mark_digest(container)
     networks = attachments.marked_networks(tool.service, digest) if digest else []
     if networks:
@@ -306,6 +308,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     if network and not container and tool.network_if_known(network) is None:
         container = network if attachments.find(tool.service, network.partition("/")[0]) else ""
         network = "" if container else network
+    network = tool.network_name(network)
     if container:
         context, found = tool.service.reading_once(), _find(tool, container, network)
     else:

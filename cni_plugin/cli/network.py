@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import sha256
+from collections.abc import Callable, Collection
 
 import click
 
@@ -25,7 +24,7 @@ from weft.errors import BadOption, ConfigProblem, InUse
 
 _ALIASES = {"list": "ls", "remove": "rm"}
 _FIELDS = ("ID", "Name", "Driver", "Subnets", "File")
-_FILTERS = ("name", "driver", "label")
+_FILTERS = ("name", "id", "driver", "scope", "type", "label", "dangling")
 
 
 class _Aliased(click.Group):
@@ -139,17 +138,12 @@ def create(
         say(chosen)
 
 
-def identity(network: NetworkList) -> str:
-    """The network's id, computed as podman does, or the cluster's."""
-    return network.cluster.text("id") or sha256(network.name.encode()).hexdigest()
-
-
 @network.command(name="ls")
 @common
 @click.option("-q", "--quiet", is_flag=True, help="Only print names.")
 @click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @click.option("-n", "--noheading", is_flag=True, help="Print no header.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="By name, driver or label.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=f"By {', '.join(_FILTERS)}.")
 @click.option("--format", "form", default="", metavar="FORMAT", help=f"json, table, or fields: {' '.join(_FIELDS)}.")
 @pass_tool
 def list_networks(
@@ -170,7 +164,8 @@ def list_networks(
     Example:
       weft network ls --filter driver=bridge --format '{{.Name}} {{.Subnets}}'
     """
-    found = [one for one in tool.networks() if _matches(one, filters)]
+    used = {one.network for one in attachments.endpoints(tool.service)} if any(filters) else set()
+    found = [one for one in tool.networks() if matches(one, filters, used)]
     if json_output:
         as_json([_listed(one) for one in found])
     elif quiet:
@@ -179,7 +174,7 @@ def list_networks(
     else:
         cells = [
             (
-                identity(one) if no_trunc else identity(one)[:12],
+                one.id if no_trunc else one.id[:12],
                 one.name,
                 one.driver,
                 ", ".join(map(str, conflists.subnets(one))) or "-",
@@ -193,22 +188,32 @@ def list_networks(
             table(() if noheading else ("NETWORK ID", "NAME", "DRIVER", "SUBNETS", "FILE"), cells)
 
 
-def _matches(one: NetworkList, filters: tuple[str, ...]) -> bool:
-    """Whether a network matches one value of each filtered key, as in docker. Raises BadOption."""
+def matches(one: NetworkList, filters: tuple[str, ...], used: Collection[str]) -> bool:
+    """Whether a network matches one value of each filtered key, as in docker. ``used``: the networks with
+    attachments. Raises BadOption.
+    """
     wanted: dict[str, list[str]] = {}
     for text in filters:
         key, _, value = text.partition("=")
         if key not in _FILTERS:
-            raise BadOption(f"invalid filter {text!r}: must be one of {', '.join(_FILTERS)}")
+            raise BadOption(f"invalid --filter {text!r}: must be KEY=VALUE with one of {', '.join(_FILTERS)}")
         wanted.setdefault(key, []).append(value)
     labels = _labels(one)
     present = {*labels, *(f"{key}={text}" for key, text in labels.items())}
     tests: dict[str, Callable[[str], bool]] = {
         "name": lambda value: value in one.name,
+        "id": lambda value: one.id.startswith(value),
         "driver": lambda value: value == one.driver,
+        "scope": lambda value: value == _scope(one),
+        "type": lambda value: value == "custom",
+        "dangling": lambda value: creating.flag("--filter dangling", value) != (one.name in used),
         "label": lambda value: value in present,
     }
     return all(any(map(tests[key], values)) for key, values in wanted.items())
+
+
+def _scope(one: NetworkList) -> str:
+    return "swarm" if requests.is_clustered(one) else "local"
 
 
 def _labels(one: NetworkList) -> dict[str, str]:
@@ -221,7 +226,7 @@ def _texts(value: object) -> dict[str, str]:
 
 def _listed(one: NetworkList) -> Json:
     return {
-        "id": identity(one),
+        "id": one.id,
         "name": one.name,
         "driver": one.driver,
         "subnets": [str(subnet) for subnet in conflists.subnets(one)],
@@ -232,30 +237,38 @@ def _listed(one: NetworkList) -> Json:
 
 @network.command()
 @common
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("-f", "--format", "form", default="", metavar="FORMAT", help="json, or fields: '{{.IPAM.Driver}}'.")
+@click.option("-v", "--verbose", is_flag=True, help="Compatibility with docker: everything is always shown.")
+@click.argument("names", metavar="NAME|ID...", nargs=-1, required=True)
 @pass_tool
-def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
+def inspect(tool: Tool, names: tuple[str, ...], form: str, verbose: bool, json_output: bool) -> None:
     """Print details of networks as JSON, in the format of "docker network inspect".
 
-    "Weft" has what docker's format lacks: the file, the plugins, the bridge.
+    "Weft" has what docker's format lacks: the file, the plugins, the bridge. ID is the NETWORK ID of
+    weft network ls, or a unique prefix of at least four characters; all commands take it.
 
     \b
     Example:
       weft network inspect blue
+      weft network inspect -f '{{range .IPAM.Config}}{{.Subnet}} {{end}}' blue
     """
     found = [tool.network(name) for name in names]
     tool.need_records()
     attached = attachments.endpoints(tool.service)
-    as_json([inspected(tool, one, [each for each in attached if each.network == one.name]) for one in found])
+    shown = [inspected(tool, one, [each for each in attached if each.network == one.name]) for one in found]
+    if form and form != "json":
+        print_rows(shown, (), form)
+    else:
+        as_json(shown)
 
 
 def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
     """A network in the format of docker."""
     return {
         "Name": one.name,
-        "Id": identity(one),
+        "Id": one.id,
         "Created": one.notes.text("created"),
-        "Scope": "swarm" if requests.is_clustered(one) else "local",
+        "Scope": _scope(one),
         "Driver": one.driver,
         "EnableIPv4": any(subnet.version == 4 for subnet in conflists.subnets(one)),
         "EnableIPv6": any(subnet.version == 6 for subnet in conflists.subnets(one)),
@@ -329,8 +342,9 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
     tool.prepare_to("remove a network")
     removed = []
     for name in names:
-        if requests.is_clustered(tool.network_if_known(name)):
-            clustered.remove(name, force)
+        known = tool.network_if_known(name)
+        if known is not None and requests.is_clustered(known):
+            clustered.remove(known.name, force)
         else:
             with conflists.locked(tool.config):
                 _remove(tool, tool.network(name), force)
@@ -378,7 +392,7 @@ def reconcile(tool: Tool, dry_run: bool, name: str, json_output: bool) -> None:
       weft network reconcile blue
     """
     tool.prepare_to("reconcile a network")
-    found = (overlay.differences if dry_run else overlay.reconcile)(tool.service, name)
+    found = (overlay.differences if dry_run else overlay.reconcile)(tool.service, tool.network_name(name))
     if json_output:
         as_json(found)
     for sentence in () if json_output else found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cni_plugin.cli.attaching import attach, detach
-from cni_plugin.cli.network import remove
+from cni_plugin.cli.network import matches, remove
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json
 from cni_plugin.cli.problems import FAILED
@@ -35,8 +35,9 @@ def exists(tool: Tool, name: str, json_output: bool) -> None:
 @click.command()
 @common
 @click.option("-f", "--force", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only those, as of weft network ls.")
 @click.pass_context
-def prune(context: click.Context, force: bool, json_output: bool) -> None:
+def prune(context: click.Context, force: bool, filters: tuple[str, ...], json_output: bool) -> None:
     """Remove all networks that weft has created and nothing is attached to. Prints their names.
 
     \b
@@ -46,7 +47,7 @@ def prune(context: click.Context, force: bool, json_output: bool) -> None:
     tool = context.ensure_object(Tool)
     tool.prepare_to("remove networks")
     used = {one.network for one in attachments.endpoints(tool.service)}
-    unused = [one.name for one in tool.networks() if one.weft and one.name not in used]
+    unused = [one.name for one in tool.networks() if one.weft and one.name not in used and matches(one, filters, used)]
     unused = [name for name in unused if not modules.declared(tool.network(name).driver).clustered]
     if unused and not force:
         click.echo(f"This removes the networks {', '.join(unused)}.", err=True)

@@ -133,12 +133,17 @@ class Tool:
         return found
 
     def network(self, name: str) -> NetworkList:
-        """Raises UnknownNetwork."""
-        return conflists.find(self.config, name)
+        """The network of a name, an id, or an id's unique prefix. Raises UnknownNetwork."""
+        return conflists.chosen(self.config, name)
+
+    def network_name(self, word: str) -> str:
+        """The name for a name or an id; the word itself where no file has such a network."""
+        found = self.network_if_known(word) if word else None
+        return found.name if found else word
 
     def network_if_known(self, name: str) -> NetworkList | None:
         with contextlib.suppress(conflists.UnknownNetwork):
-            return conflists.find(self.config, name)
+            return conflists.chosen(self.config, name)
         return None
 
 

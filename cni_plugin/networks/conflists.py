@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import ip_interface, ip_network
 
 from cni_plugin.plan import modules
@@ -33,6 +34,7 @@ OWN_KEY = "weft"
 _LIST = ".conflist"
 _SINGLE = (".conf", ".json")
 _MOST_BYTES = 1 << 20  # of one file
+_SHORTEST_PREFIX = 4  # of an id
 
 
 class UnknownNetwork(ConfigProblem):
@@ -50,6 +52,11 @@ class NetworkList:
     version: str
     plugins: tuple[Json, ...]
     content: Json
+
+    @property
+    def id(self) -> str:
+        """The network's id, computed as podman does, or the cluster's."""
+        return self.cluster.text("id") or sha256(self.name.encode()).hexdigest()
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -158,6 +165,23 @@ def find(folder: str, name: str) -> NetworkList:
     names = ", ".join(network.name for network in found) or "none"
     invalid = "".join(f"; {problem.message}" for problem in problems)
     raise UnknownNetwork(f"network {name} not found in {folder}", hint=f"networks: {names}{invalid}")
+
+
+def chosen(folder: str, word: str) -> NetworkList:
+    """The network of that name or id, or whose id alone begins so. Raises UnknownNetwork."""
+    try:
+        return find(folder, word)
+    except UnknownNetwork:
+        # The first of two files with the same name is the network.
+        found = {one.id: one for one in reversed(listed(folder)[0]) if one.id.startswith(word)}
+        if word in found:
+            return found[word]
+        if not found or len(word) < _SHORTEST_PREFIX:
+            raise
+    if len(found) > 1:
+        names = ", ".join(sorted(one.name for one in found.values()))
+        raise UnknownNetwork(f"network id {word} is ambiguous: {names}", hint="use more characters, or the name")
+    return next(iter(found.values()))
 
 
 def load(path: str) -> NetworkList:

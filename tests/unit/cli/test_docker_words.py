@@ -19,7 +19,7 @@ LEFT_OUT = {
         "create": {"aux-address", "config-from", "config-only", "ingress", "ipam-opt", "ipv4"},
         "ls": set(),
         "rm": set(),
-        "prune": {"filter"},
+        "prune": set(),
         "connect": {"alias", "driver-opt", "gw-priority", "ip6", "link", "link-local-ip"},
         "disconnect": set(),
     },
@@ -28,7 +28,7 @@ LEFT_OUT = {
         "ls": {"sort"},
         "rm": {"time"},
         "exists": set(),
-        "prune": {"filter"},
+        "prune": set(),
         "connect": {"alias", "ip6", "mac-address"},
         "disconnect": set(),
     },
@@ -95,7 +95,7 @@ def test_formats_and_filters(run) -> None:
     assert run.good("network", "ls", "-n", "--filter", "name=blue").count("\n") == 1
     assert run("network", "ls", "--format", "{{.Nmae}}").code == 2
     assert "no field .Nmae" in run("network", "ls", "--format", "{{.Nmae}}").err
-    assert "only fields are supported" in run("network", "ls", "--format", "{{range .}}").err
+    assert "are supported" in run("network", "ls", "--format", "{{range .}}").err
     assert "invalid --scope" in run("network", "create", "red", "--scope", "swarm").err
     run.container("c1")
     run.container("c2")
@@ -105,6 +105,53 @@ def test_formats_and_filters(run) -> None:
     assert run.good("ps", "--filter", "network=green", "-q") == "weft-c2\n"
     assert run.good("ps", "--filter", "name=c1", "--filter", "name=c2", "-n").count("\n") == 2
     assert "invalid --filter" in run("ps", "--filter", "color=blue").err
+
+
+def test_a_network_is_named_by_its_id_or_a_prefix_of_it(run) -> None:
+    for name in ("blue", "green"):
+        run.good("network", "create", name)
+    identity = run.good("network", "ls", "--filter", "name=blue", "-n", "--no-trunc").split()[0]
+    short = run.good("network", "ls", "--filter", f"id={identity[:6]}", "-n").split()[0]
+    assert short == identity[:12]
+    for word in (identity, short, identity[:4]):
+        assert run.good("network", "inspect", "-f", "{{.Name}}", word) == "blue\n"
+    assert run("network", "inspect", identity[:3]).code == 3
+    run.container("c1")
+    run.good("attach", short, "c1")
+    assert run("attach", short, "c1").code == 4  # the same network
+    assert run.good("ps", "--network", short, "-q") == "weft-c1\n"
+    assert run.good("check", short).startswith("ok")
+    assert "Network:" in run.good("show", "c1", short)
+    assert run.good("ipam", "ls", short).count("weft-c1") == 1
+    assert run.good("detach", short, "c1") == "weft-c1/eth0\n"
+    run.good("network", "rm", short)
+    assert run.good("network", "ls", "-q") == "green\n"
+
+
+def test_inspect_prints_fields(run) -> None:
+    run.good("network", "create", "blue", "--subnet", "10.3.0.0/24", "--label", "a=b")
+    for form, text in (
+        ("{{.IPAM.Driver}}", "host-local"),
+        ("{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}", "10.3.0.0/24 10.3.0.1"),
+        ("{{json .Labels}} {{.Labels}}", '{"a": "b"} map[a:b]'),
+        ("{{.Internal}}", "false"),
+    ):
+        assert run.good("network", "inspect", "-f", form, "blue") == f"{text}\n"
+    assert "no field .Drivr" in run("network", "inspect", "-f", "{{.Drivr}}", "blue").err
+    assert "are supported" in run("network", "inspect", "-f", "{{if .Name}}", "blue").err
+
+
+def test_networks_are_filtered(run) -> None:
+    run.good("network", "create", "blue", "--label", "a=b")
+    run.good("network", "create", "green")
+    run.container("c1")
+    run.good("attach", "green", "c1")
+    for text, names in (("dangling=true", "blue"), ("dangling=false", "green"), ("label=a=b", "blue"),
+                        ("scope=local", "blue green"), ("type=builtin", "")):  # fmt: skip
+        assert run.good("network", "ls", "-q", "--filter", text).split() == names.split()
+    assert run("network", "ls", "--filter", "dangling=perhaps").code == 2
+    assert run.good("network", "prune", "-f", "--filter", "label=c") == ""
+    assert run.good("network", "prune", "-f", "--filter", "label=a") == "blue\n"
 
 
 def test_connect_disconnect_exists_prune(run) -> None:

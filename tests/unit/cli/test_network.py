@@ -216,7 +216,7 @@ def test_ls_filters_as_docker_does(run) -> None:
     assert run.good("network", "ls", "-q", "--filter", "label=tier=db") == "red\n"
     assert run.good("network", "ls", "-q", "--filter", "label=tier") == "blue\nred\n"
     assert run.good("network", "ls", "-q", "--filter", "label=tier", "--filter", "driver=ptp") == "red\n"
-    assert run("network", "ls", "--filter", "scope=local").code == 2
+    assert run("network", "ls", "--filter", "colour=red").code == 2
     assert [one["name"] for one in json.loads(run.good("network", "ls", "--json"))] == ["blue", "red"]
 
 
