@@ -11,36 +11,31 @@ import contextlib
 import logging
 import os
 import random
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from cluster import nodes, records, tunnels
-from cluster.blocks import Blocks, Change, Usage, Wish, decide, freed
-from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, vtep
+from cluster import records, tunnels
+from cluster.blocks import Blocks
+from cluster.host_files import Host, inner_mtu, network_file, peers_file, vtep
 from cluster.records import Member, Network
 from cluster.view import View
+from cni_plugin.agent.overlay_blocks import OwnBlocks
 from cni_plugin.agent.overlay_host import Look, OverlayHost
+from cni_plugin.agent.overlay_recovery import Recovery
 from discovery.metrics import Metrics
 from store import Compacted, Compare, Delete, Put, Store, StoreError
 from weft.errors import WeftError
-from weft.types import Subnet
+from weft.types import Address, Subnet
 
 log = logging.getLogger(__name__)
 
 PERIOD = 300.0
 """Seconds between two passes without a cause, a fifth more or less."""
-IDLE = 600.0
-"""Seconds that a block has no lease before it is given back."""
-GRACE = 3600.0
-"""Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
 _SETTLE = 0.02
 _FULL = 65535
 _NAMES = f"{records.ROOT}name/"
 _RETRY = 1.0
-_HOLD = 600.0
-"""Seconds that records are kept which a list of the store lacks although nobody has removed them."""
 Found = TypeVar("Found")
 
 
@@ -70,10 +65,8 @@ class Overlays:
         self._stamp: tuple[object, ...] = ()
         self._known = False  # whether the store or the file has been read
         self._saved = 0
-        self._held_since = 0.0
-        self._look_for_removed = 0.0
-        self._idle_since: dict[tuple[str, Subnet], float] = {}
-        self._withheld: dict[str, dict[Subnet, tuple[Subnet, int]]] = {}
+        self._own = OwnBlocks(node, store, self.view, self._wake.set)
+        self._recovery = Recovery(node, store, self.view)
         metrics.counter("weft_overlay_passes_total", "Comparisons of overlay networks.", read=lambda: self._passes)
 
     @property
@@ -137,7 +130,7 @@ class Overlays:
                 found = await self._store.range(records.ROOT)
                 self.view.load(found, self.node)
                 self._known, self.store_problem = True, ""
-                self._note_held()
+                self._recovery.note_held()
                 self.on_names()
                 self._wake.set()
                 async for batch in self._store.watch(records.ROOT, found.revision):
@@ -153,15 +146,6 @@ class Overlays:
                     log.warning("the cluster's networks are not followed, retrying: %s", error)
                 self.store_problem = error.message
             await asyncio.sleep(_RETRY)
-
-    def _note_held(self) -> None:
-        if self.view.held:
-            self._held_since = time.monotonic()
-            log.error(
-                "the store lacks %d records of networks that nobody has removed; they are kept: %s …",
-                len(self.view.held),
-                ", ".join(sorted(self.view.held)[:3]),
-            )
 
     # Passes
 
@@ -202,8 +186,9 @@ class Overlays:
         for name in self.problems.keys() - networks.keys() - look.joined - {""}:
             del self.problems[name]
         with contextlib.suppress(StoreError):
-            await self._reassert()
-            await self._free_removed(networks)
+            if await self._recovery.reassert():
+                self._wake.set()
+            await self._recovery.free_removed()
         if self.view.version != self._saved:
             self._saved = self.view.version
             await self._run(self.view.save, self._path)
@@ -242,20 +227,21 @@ class Overlays:
         problem = look.conflicts.get(network.name, "")
         if look.host is None:
             problem = problem or "this host has no address for VXLAN packets: set [agent] address in weft.toml"
-        blocks, leased = self.view.blocks(network), look.leased.get(network.name, frozenset())
+        blocks = self.view.blocks(network)
         if not problem:
             problem = await self._join(network, blocks, look, full)
         member = self._member(network, look, problem)
         await self._publish(network, member)
-        usage = Usage(leased, self._idle(network, blocks, leased))
-        for step in decide(
-            blocks, self.node, usage, self.view.wanted(network.name), random.randrange(1 << 24), joined=not problem
-        ):
-            await self._take(network, blocks, step, look)
+
+        async def withhold(own: tuple[Subnet, ...]) -> frozenset[Address]:
+            return await self._run(self._host.withhold, network.name, self._files(network, blocks, look, own)[0])
+
+        start = random.randrange(1 << 24)
+        await self._own.change(network, blocks, look, start, withhold, joined=not problem)
         return problem
 
     async def _join(self, network: Network, blocks: Blocks, look: Look, full: bool) -> str:
-        own = self._own(network, blocks, look)
+        own = self._own.of(network, blocks, look)
         missing = {one.version for one in network.subnets} - {one.version for one in own}
         if missing:
             return ""  # the claim is on its way
@@ -266,15 +252,6 @@ class Overlays:
         except WeftError as error:
             return str(error)
         return ""
-
-    def _own(self, network: Network, blocks: Blocks, look: Look) -> tuple[Subnet, ...]:
-        withheld = self._withheld.get(network.name, {})
-        for part, (subnet, revision) in list(withheld.items()):
-            there = blocks.at(subnet)
-            if there is None or there.revision != revision:
-                del withheld[part]  # it is given away, or somebody has changed it
-        leased = look.leased.get(network.name, frozenset())
-        return own_blocks(blocks, self.node, leased, withheld)
 
     def _files(
         self, network: Network, blocks: Blocks, look: Look, own: tuple[Subnet, ...]
@@ -308,68 +285,6 @@ class Overlays:
             return
         await self._store.transact([Compare(network.key, "mod", network.revision)], [Put(key, value)])
 
-    def _idle(self, network: Network, blocks: Blocks, leased: frozenset[object]) -> frozenset[Subnet]:
-        now, found = time.monotonic(), set()
-        parts = blocks.of(self.node)
-        for part in parts:
-            key = (network.name, part)
-            if any(one in part for one in leased):
-                self._idle_since.pop(key, None)
-            elif now - self._idle_since.setdefault(key, now) >= IDLE:
-                found.add(part)
-        for key in [one for one in self._idle_since if one[0] == network.name and one[1] not in parts]:
-            del self._idle_since[key]
-        return frozenset(found)
-
-    async def _take(self, network: Network, blocks: Blocks, step: Change | Wish, look: Look) -> None:
-        """Make one decision true, if the store is as it was when it was made."""
-        same = [Compare(network.key, "mod", network.revision)]
-        wanted = records.wanted_key(network.name, self.node)
-        if isinstance(step, Wish):
-            versions = {*self.view.wanted(network.name).get(self.node, ()), step.version}
-            if self.view.wanted(network.name).get(self.node) != sorted(versions):
-                text = " ".join(map(str, sorted(versions)))
-                await self._store.transact(same, [Put(wanted, text.encode())])
-            return
-        key = records.block_key(network.name, step.subnet)
-        if step.withhold is not None and not await self._withheld_now(network, blocks, step, look):
-            return
-        same.append(Compare(key, "mod", step.old.revision if step.old is not None else 0))
-        operations: list[Put | Delete] = [Put(key, records.encode(step.new)) if step.new is not None else Delete(key)]
-        if step.served:
-            served = records.wanted_key(network.name, step.served)
-            same.append(Compare(served, "create", 0, "!="))
-            operations.append(Delete(served))
-        elif step.old is None and self.view.entry(wanted) is not None:
-            operations.append(Delete(wanted))
-        outcome = await self._store.transact(same, operations)
-        log.info(
-            "network %s: block %s %s",
-            network.name,
-            step.withhold or step.subnet,
-            ("claimed" if step.old is None else "given back" if not step.served else f"lent to {step.served}")
-            if outcome.succeeded
-            else "was changed by another host meanwhile",
-        )
-        if not outcome.succeeded and step.withhold is not None:
-            self._withheld[network.name].pop(step.withhold, None)
-            self._wake.set()
-
-    async def _withheld_now(self, network: Network, blocks: Blocks, step: Change, look: Look) -> bool:
-        """Stop leasing from a block; whether nothing of it is leased then."""
-        assert step.withhold is not None and step.old is not None
-        if network.name not in look.joined or look.host is None:
-            return not any(one in step.withhold for one in look.leased.get(network.name, ()))
-        kept = self._withheld.setdefault(network.name, {})
-        kept[step.withhold] = (step.old.subnet, step.old.revision)
-        own = own_blocks(blocks, self.node, look.leased.get(network.name, ()), kept)
-        leased = await self._run(self._host.withhold, network.name, self._files(network, blocks, look, own)[0])
-        if any(one in step.withhold for one in leased):
-            del kept[step.withhold]
-            self._wake.set()
-            return False
-        return True
-
     async def _leave(self, name: str) -> str:
         if self.view.held:
             return ""
@@ -381,59 +296,6 @@ class Overlays:
                 await self._store.transact([Compare(network, "create", 0)], [Delete(key)])
             log.info("network %s was removed", name)
         return problem
-
-    # A store that was restored, and nodes that were removed
-
-    async def _reassert(self) -> None:
-        """Write again what the store has lost of this host's, and of the networks; believe it about the rest
-        after a while.
-        """
-        if not self.view.held:
-            return
-        for key in sorted(self.view.held):
-            entry = self.view.entry(key)
-            if entry is not None and self._is_own(key):
-                await self._store.transact([Compare(key, "create", 0)], [Put(key, entry.value)])
-        if time.monotonic() - self._held_since > _HOLD:
-            self.view.drop_held()
-            self._wake.set()
-
-    def _is_own(self, key: str) -> bool:
-        kind, *names = key.removeprefix(records.ROOT).split("/")
-        if kind in ("network", "vni") or key == records.LIST:
-            return True
-        if kind == "member":
-            return names[0] == self.node
-        network = self.view.network(names[0]) if kind == "block" else None
-        blocks = self.view.blocks(network).all if network is not None else ()
-        return any(one.node == self.node and records.block_key(names[0], one.subnet) == key for one in blocks)
-
-    async def _free_removed(self, networks: dict[str, Network]) -> None:
-        """Free the blocks of nodes that were removed, once they certainly use them no more."""
-        if not networks or time.monotonic() < self._look_for_removed:
-            return
-        self._look_for_removed = time.monotonic() + PERIOD * random.uniform(0.8, 1.2)
-        for node, revision in await self._removed():
-            gone = Compare(nodes.record_key(node), "mod", revision)
-            for name, blocks in ((name, self.view.blocks(one)) for name, one in networks.items()):
-                for change in filter(None, (freed(block, node) for block in blocks.all)):
-                    key = records.block_key(name, change.subnet)
-                    assert change.old is not None
-                    operation = Put(key, records.encode(change.new)) if change.new is not None else Delete(key)
-                    same = [gone, Compare(key, "mod", change.old.revision)]
-                    await self._store.transact(same, [operation])
-
-    async def _removed(self) -> list[tuple[str, int]]:
-        """The nodes whose blocks are to be freed, with the revisions of their records."""
-        gone = []
-        for entry in (await self._store.range(nodes.ROOT)).entries:
-            if "/" in entry.key.removeprefix(nodes.ROOT):
-                continue
-            with contextlib.suppress(nodes.DecodeError):
-                found = nodes.decode(entry)
-                if found.state is nodes.State.REMOVED and (found.powered_off or time.time() - found.removed > GRACE):
-                    gone.append((found.name, entry.mod_revision))
-        return gone
 
     async def _run(self, work: Callable[..., Found], *arguments: object) -> Found:
         """Call what blocks, one at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -13,7 +14,6 @@ from typing import Any, cast
 from cluster import networks, nodes, records
 from cluster.host_files import Host
 from cluster.records import Network
-from cni_plugin.agent import overlays as agents
 from cni_plugin.agent.overlay_host import Look, OverlayHost
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
@@ -163,12 +163,12 @@ async def test_blocks_of_a_removed_node_are_freed(tmp_path: Path) -> None:
     await until(lambda: all(found.blocks(name) for name in found.hosts), "a block for each")
     await found.agents["h3"].stop()
     node = nodes.Node("h3", "i", (ip_address("192.0.2.3"),), "1", 0.0, nodes.Role.CLIENT, nodes.State.REMOVED)
-    partitioned = replace(node, removed=agents.time.time())
+    partitioned = replace(node, removed=time.time())
     await found.store.put(nodes.record_key("h3"), nodes.encode(partitioned))
 
     def look() -> None:
         for name in ("h1", "h2"):
-            found.agents[name]._look_for_removed = 0.0
+            found.agents[name]._recovery._look_for_removed = 0.0
             found.agents[name]._wake.set()
 
     def blocks() -> dict[str, object]:

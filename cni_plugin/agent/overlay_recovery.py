@@ -1,0 +1,96 @@
+"""What the agent does about a store that was restored, and about the blocks of nodes that were removed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+
+from cluster import nodes, records
+from cluster.blocks import freed
+from cluster.view import View
+from store import Compare, Delete, Put, Store
+
+log = logging.getLogger(__name__)
+
+GRACE = 3600.0
+"""Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
+_HOLD = 600.0
+"""Seconds that records are kept which a list of the store lacks although nobody has removed them."""
+_PERIOD = 300.0
+"""Seconds between two looks for removed nodes, a fifth more or less."""
+
+
+class Recovery:
+    """The host ``node``'s part in it."""
+
+    def __init__(self, node: str, store: Store, view: View) -> None:
+        self._node = node
+        self._store = store
+        self._view = view
+        self._held_since = 0.0
+        self._look_for_removed = 0.0
+
+    def note_held(self) -> None:
+        """Log and remember that the store has just been read without records that nobody has removed."""
+        if self._view.held:
+            self._held_since = time.monotonic()
+            log.error(
+                "the store lacks %d records of networks that nobody has removed; they are kept: %s …",
+                len(self._view.held),
+                ", ".join(sorted(self._view.held)[:3]),
+            )
+
+    async def reassert(self) -> bool:
+        """Write again what the store has lost of this host's, and of the networks; believe it about the rest
+        after a while, and return True then. Raises StoreError.
+        """
+        if not self._view.held:
+            return False
+        for key in sorted(self._view.held):
+            entry = self._view.entry(key)
+            if entry is not None and self._is_own(key):
+                await self._store.transact([Compare(key, "create", 0)], [Put(key, entry.value)])
+        if time.monotonic() - self._held_since > _HOLD:
+            self._view.drop_held()
+            return True
+        return False
+
+    def _is_own(self, key: str) -> bool:
+        kind, *names = key.removeprefix(records.ROOT).split("/")
+        if kind in ("network", "vni") or key == records.LIST:
+            return True
+        if kind == "member":
+            return names[0] == self._node
+        network = self._view.network(names[0]) if kind == "block" else None
+        blocks = self._view.blocks(network).all if network is not None else ()
+        return any(one.node == self._node and records.block_key(names[0], one.subnet) == key for one in blocks)
+
+    async def free_removed(self) -> None:
+        """Free the blocks of nodes that were removed, once they certainly use them no more. Raises StoreError."""
+        networks = self._view.networks()
+        if not networks or time.monotonic() < self._look_for_removed:
+            return
+        self._look_for_removed = time.monotonic() + _PERIOD * random.uniform(0.8, 1.2)
+        for node, revision in await self._removed():
+            gone = Compare(nodes.record_key(node), "mod", revision)
+            for name, blocks in ((name, self._view.blocks(one)) for name, one in networks.items()):
+                for change in filter(None, (freed(block, node) for block in blocks.all)):
+                    key = records.block_key(name, change.subnet)
+                    assert change.old is not None
+                    operation = Put(key, records.encode(change.new)) if change.new is not None else Delete(key)
+                    same = [gone, Compare(key, "mod", change.old.revision)]
+                    await self._store.transact(same, [operation])
+
+    async def _removed(self) -> list[tuple[str, int]]:
+        """The nodes whose blocks are to be freed, with the revisions of their records."""
+        gone = []
+        for entry in (await self._store.range(nodes.ROOT)).entries:
+            if "/" in entry.key.removeprefix(nodes.ROOT):
+                continue
+            with contextlib.suppress(nodes.DecodeError):
+                found = nodes.decode(entry)
+                if found.state is nodes.State.REMOVED and (found.powered_off or time.time() - found.removed > GRACE):
+                    gone.append((found.name, entry.mod_revision))
+        return gone
