@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import click
 
 from cni_plugin.cli import agents, cluster, clustered
-from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.docker import diagnosis
 from cni_plugin.networks import conditions, conflists, findings, leases
+from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.service import gc, shared

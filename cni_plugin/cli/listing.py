@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 
 import click
 
-from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments, conflists, owners
 from cni_plugin.networks.attachments import Endpoint, State
+from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import Json, NetworkList, implemented
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.networks.limits import LimitUse, limits_of

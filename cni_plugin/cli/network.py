@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 import click
 
 from cni_plugin.cli import clustered
-from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common, pairs
 from cni_plugin.cli.output import as_json, say, table
@@ -15,6 +14,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments, conflists, leases, requests
 from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
+from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.create import CreateOptions
 from cni_plugin.plan import modules

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import click
 
-from cni_plugin.cli.chain import RuntimeConfig, Target
 from cni_plugin.cli.ports import mappings
 from cni_plugin.cli.tool import Tool
+from cni_plugin.networks.chain import RuntimeConfig, Target
 from cni_plugin.service.verbs import Service
 from weft import identity
 from weft.errors import BadOption, NamespaceProblem

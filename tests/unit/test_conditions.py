@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.networks import conditions, conflists
+from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.service.verbs import Service
 from lab.cases import CASES
 from weft.kernel.fake.kernel import FakeKernel

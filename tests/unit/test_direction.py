@@ -131,7 +131,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.docker.server": "488.2 ms",
     },
     # only networks with a foreign plugin, and tools that look at all attachments
-    "cni_plugin.cli.chain": {
+    "cni_plugin.networks.chain": {
         "cni_plugin.service.delegate": "6.7 ms",
     },
     # only for completion, and for a traceback under WEFT_DEBUG
