@@ -111,7 +111,9 @@ def install(root: click.Group) -> None:
         command: click.Command = root
         for name in path.split():
             assert isinstance(command, click.Group)
-            command = command.commands[name]
+            found = command.get_command(click.Context(command), name)
+            assert found is not None
+            command = found
         for parameter in command.params:
             if words := parameters.get(parameter.name or ""):
                 parameter.type = Word(words)

@@ -38,9 +38,9 @@ def commands(command: click.Command = weft, path: str = "weft") -> Iterator[tupl
     if path != "weft":
         yield path, command
     if isinstance(command, click.Group):
-        names = [name for _, group in GROUPS for name in group] if command is weft else sorted(command.commands)
-        for name in names:
-            yield from commands(command.commands[name], f"{path} {name}")
+        found = command.commands if command is not weft else weft.every_command()
+        for name in [name for _, group in GROUPS for name in group] if command is weft else sorted(found):
+            yield from commands(found[name], f"{path} {name}")
 
 
 def markdown() -> str:
@@ -79,7 +79,7 @@ def pages() -> dict[str, str]:
     found = {"weft.1": _page("weft", weft)}
     for _, group in GROUPS:
         for name in group:
-            found[f"weft-{name}.1"] = _page(f"weft {name}", weft.commands[name])
+            found[f"weft-{name}.1"] = _page(f"weft {name}", weft.command_named(name))
     return found
 
 
@@ -102,7 +102,7 @@ def _page(path: str, command: click.Command) -> str:
         for title, group in GROUPS:
             lines += [f'.SS "{title}"']
             for one in group:
-                short = _escaped(_short(weft.commands[one]).replace("\\|", "|"))
+                short = _escaped(_short(weft.command_named(one)).replace("\\|", "|"))
                 lines += [".TP", f".BR weft-{_escaped(one)} (1)", short]
     lines += [".SH EXIT STATUS"]
     for number, meaning in MEANINGS:

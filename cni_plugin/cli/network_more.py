@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cni_plugin.cli.attaching import attach, detach
-from cni_plugin.cli.network import matches, remove
+from cni_plugin.cli.network import matches, network, remove
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json
 from cni_plugin.cli.problems import FAILED
@@ -123,5 +123,5 @@ def disconnect(context: click.Context, name: str, container: str, force: bool, j
             raise
 
 
-COMMANDS = (exists, prune, connect, disconnect)
-"""Added to the group ``network``, whose module knows nothing of attaching."""
+for command in (exists, prune, connect, disconnect):
+    network.add_command(command)

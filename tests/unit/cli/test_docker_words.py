@@ -181,7 +181,7 @@ def test_a_group_alone_prints_its_help(run) -> None:
 def test_every_option_of_the_real_tool_is_known_or_named_here(tool: str) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not here")
-    group = weft.commands["network"]
+    group = weft.command_named("network")
     assert isinstance(group, click.Group)
     for name, left_out in LEFT_OUT[tool].items():
         text = subprocess.run([tool, "network", name, "--help"], capture_output=True, text=True, check=False).stdout

@@ -28,7 +28,10 @@ def test_every_command_has_a_row_and_a_page(tmp_path: Path) -> None:
         if not isinstance(command, click.Group):
             assert f"| `{path}" in text
     manual.main([str(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {"weft.1", *(f"weft-{name}.1" for name in weft.commands)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "weft.1",
+        *(f"weft-{name}.1" for name in weft.every_command()),
+    }
     page = (tmp_path / "weft-network.1").read_text()
     assert '.SH "WEFT NETWORK CREATE"' in page and "\\-\\-subnet" in page
 

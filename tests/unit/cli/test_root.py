@@ -12,14 +12,15 @@ import click
 import pytest
 
 from cni_plugin.cli import output, problems
-from cni_plugin.cli.root import GROUPS, weft
+from cni_plugin.cli.root import GROUPS, Weft, weft
 from weft import errors
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def commands(group: click.Group = weft, path: tuple[str, ...] = ()):
-    for name, command in group.commands.items():
+    found = group.every_command() if isinstance(group, Weft) else group.commands
+    for name, command in found.items():
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
         elif name not in ("agent", "docker"):  # daemons: they have no result
@@ -37,11 +38,20 @@ def test_every_command_has_json_an_example_and_help(run, path, command) -> None:
 
 def test_the_overview_shows_every_command_once(run) -> None:
     listed = [name for _, members in GROUPS for name in members]
-    assert sorted(listed) == sorted(weft.commands)
+    assert sorted(listed) == sorted(weft.every_command())
     text = run.good()
     assert all(f"  {name} " in text for name in listed)
     whole = run.good("--help")
     assert all(meaning.split(":")[0] in " ".join(whole.split()) for _, meaning in problems.MEANINGS)
+
+
+def test_a_command_imports_no_other_command() -> None:
+    loaded = "import sys; from cni_plugin.cli.root import weft; weft.get_command(None, 'ps'); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    others = {"agents", "cluster", "doctor", "engine", "install", "network", "services", "trace"}
+    assert "cni_plugin.cli.listing" in modules
+    assert not {f"cni_plugin.cli.{name}" for name in others} & {*modules}
+    assert "aiohttp" not in modules and "pyroute2" not in modules
 
 
 def test_usage_errors_are_one_line_and_a_hint(run) -> None:
