@@ -57,7 +57,7 @@ _HOST = (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_INET, socket.AF_INET6)
 FAMILIES = {
     AGENT: _HOST,
     ENGINE: (*_HOST, socket.AF_PACKET),
-    SPAWNER: (socket.AF_INET, socket.AF_INET6),  # its workers', which inherit the filter
+    SPAWNER: (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6),  # its workers', which inherit the filter
 }
 """The socket families of a process with these capabilities."""
 
@@ -73,7 +73,19 @@ WORKER_CALLS = (
 """All that a worker may call, beside ``_worker_conditional``: no file is opened, no process or thread
 started, no signal sent, and no socket made but of IP.
 """
+THREAD_CALLS = (
+    "access", "eventfd2", "faccessat", "faccessat2", "fadvise64", "fstatfs", "getcwd", "getdents64",
+    "getpriority", "getrlimit", "lstat", "newfstatat", "pipe2", "pread64", "readlink", "readlinkat",
+    "sched_getaffinity", "sched_getparam", "sched_getscheduler", "socketpair", "stat", "statfs", "statx", "sysinfo",
+    "uname",
+)  # fmt: skip
+"""What a worker with threads may call beside those, with the conditions of ``_thread_conditional``: it
+reads what user nobody may read, of files and sockets of name services, and writes nothing.
+"""
 _EXECUTABLE = 4  # PROT_EXEC
+_WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # O_ACCMODE, O_CREAT, O_TRUNC, O_APPEND, the bit of O_TMPFILE
+_THREAD = 0x00010000  # CLONE_THREAD
+_SET_THREAD_NAME = 15  # PR_SET_NAME
 _FIONBIO, _FIOCLEX = 0x5421, 0x5451  # asm-generic/ioctls.h
 _NO_TYPE_FLAGS = 0x7FF  # of socket(2)'s type, without SOCK_CLOEXEC and SOCK_NONBLOCK
 
@@ -104,15 +116,16 @@ def confine(capabilities: tuple[Capability, ...]) -> None:
     own_filters = filters()
 
 
-def confine_worker() -> bool:
+def confine_worker(*, threads: bool = False) -> bool:
     """Leave this process no capability, and the system calls of WORKER_CALLS alone; all others fail with
     EPERM. Whether libseccomp is there.
 
-    Raises nothing. What the process needs of files has been read, and all modules are imported.
+    ``threads``: those of THREAD_CALLS as well, for libraries that start threads and read files. Without,
+    what the process needs of files has been read, and all modules are imported. Raises nothing.
     """
     _reduce(())
     try:
-        _allow(_library())
+        _allow(_library(), threads=threads)
     except OSError:
         return False
     return True
@@ -178,6 +191,21 @@ def _worker_conditional() -> list[Rule]:
     return [*rules, *(("ioctl", 1, _EQUAL, request, 0) for request in (_FIONBIO, _FIOCLEX))]
 
 
+def _thread_conditional() -> list[Rule]:
+    """The calls that a worker with threads may make with some arguments. Files are opened for reading,
+    and mapped as code (modules of the name service switch), which MDWE lets nobody write.
+    """
+    return [
+        ("open", 1, _MASKED_EQUAL, _WRITING, 0),
+        ("openat", 2, _MASKED_EQUAL, _WRITING, 0),
+        ("mmap", 2, _MASKED_EQUAL, _WRITE_EXECUTE, _EXECUTABLE),
+        ("mmap2", 2, _MASKED_EQUAL, _WRITE_EXECUTE, _EXECUTABLE),
+        ("clone", 0, _MASKED_EQUAL, _THREAD, _THREAD),
+        ("prctl", 0, _EQUAL, _SET_THREAD_NAME, 0),
+        ("prlimit64", 2, _EQUAL, 0, 0),  # without new limits
+    ]
+
+
 def _library() -> ctypes.CDLL:
     """libseccomp. Raises OSError where it is not installed."""
     library = ctypes.CDLL(_LIBRARY)
@@ -220,14 +248,21 @@ def _deny(library: ctypes.CDLL, families: Iterable[int]) -> None:
             add(call, _ERRNO_EPERM, _Comparison(argument, comparison, one, other))
 
 
-def _allow(library: ctypes.CDLL) -> None:
+def _allow(library: ctypes.CDLL, *, threads: bool) -> None:
     """Allow a worker's system calls alone."""
+    calls: tuple[str, ...] = WORKER_CALLS
+    rules, families = _worker_conditional(), [socket.AF_INET, socket.AF_INET6]
+    if threads:
+        calls, rules = (*calls, *THREAD_CALLS), [*rules, *_thread_conditional()]
+        families.append(socket.AF_UNIX)
     with _filter(library, _ERRNO_EPERM) as add:
-        for call in WORKER_CALLS:
+        if threads:
+            add("clone3", _ERRNO_ENOSYS)  # its flags are in memory; the C library then uses clone
+        for call in calls:
             add(call, _ALLOW)
-        for call, argument, comparison, one, other in _worker_conditional():
+        for call, argument, comparison, one, other in rules:
             add(call, _ALLOW, _Comparison(argument, comparison, one, other))
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in families:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 own = _Comparison(0, _EQUAL, family, 0), _Comparison(1, _MASKED_EQUAL, _NO_TYPE_FLAGS, kind)
                 add("socket", _ALLOW, *own)

@@ -41,7 +41,6 @@ Answer = Callable[[Connection, HttpMessage], Awaitable[HttpResponse]]
 class _Exchange:
     """A request that is not answered yet."""
 
-    connection: int
     task: asyncio.Task[None] | None = None
     chunk: asyncio.Future[bytes] | None = None
     """The piece of the body that has been asked for."""
@@ -161,7 +160,7 @@ class ApiFront:
             raise Malformed(f"a request too many: {number}")
         if (known := self._connections.get(connection)) is None:
             raise Malformed(f"a request of an unknown connection: {connection}")
-        exchange = self._exchanges[number] = _Exchange(connection)
+        exchange = self._exchanges[number] = _Exchange()
 
         async def next_chunk() -> bytes:
             chunk: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -16,24 +16,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import cast
 
+from cni_plugin.agent import confined
 from discovery.api.exchange import BrokenBody, HttpMessage
 from discovery.api.http_front import HttpFront
 from discovery.api.router import HttpResponse
 from discovery.api.settings import HttpSettings
 from discovery.metrics import Metrics
-from weft import confinement
 from weft.pair import Message, Pair, receive_first
-
-_MOST_BYTES = 256 << 20  # the agent's messages are trusted
 
 
 def run(end: socket.socket) -> None:
     """Serve until the agent closes its end."""
-    worker = ApiWorker(end, lambda why: os._exit(0))
-    with asyncio.Runner() as runner:
-        runner.get_loop()  # its descriptors
-        confinement.confine_worker()
-        runner.run(worker.serve())
+    confined.serve(ApiWorker(end, confined.end).serve)
 
 
 def _context(certificate: str, key: str, authorities: str, verify: bool) -> ssl.SSLContext:
@@ -86,7 +80,7 @@ class ApiWorker:
     async def serve(self) -> None:
         """Answer what the agent answers; does not return."""
         self._front = HttpFront[int](self._settings, self._metrics, self._answer, self._closed)
-        self._pair = Pair(self._end, _MOST_BYTES, self._received, self._ended, descriptors=64)
+        self._pair = Pair(self._end, confined.AGENTS_BYTES, self._received, self._ended, descriptors=64)
         await asyncio.Event().wait()
 
     def _closed(self, connection: int) -> None:

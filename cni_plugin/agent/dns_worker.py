@@ -9,28 +9,22 @@ from __future__ import annotations
 import asyncio
 import encodings.idna
 import encodings.punycode  # noqa: F401
-import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import astuple
 from typing import cast
 
+from cni_plugin.agent import confined
 from discovery.catalog import Catalog
 from discovery.dns.network_zones import NetworkZones
 from discovery.dns.replica import GivenServers, apply, settings_from_json, zone_from_json
 from discovery.dns.server import DnsServer
-from weft import confinement
 from weft.pair import Message, Pair
-
-_MOST_BYTES = 256 << 20  # the agent's messages are trusted
 
 
 def run(end: socket.socket) -> None:
     """Answer until the agent closes its end."""
-    with asyncio.Runner() as runner:
-        runner.get_loop()  # its descriptors
-        confinement.confine_worker()
-        runner.run(_Worker(end).serve())
+    confined.serve(_Worker(end).serve)
 
 
 class _Worker:
@@ -50,7 +44,7 @@ class _Worker:
 
     async def serve(self) -> None:
         """Do in order what cannot be done at once. Without an agent nothing is answered any more."""
-        self._pair = Pair(self._end, _MOST_BYTES, self._received, lambda why: os._exit(0), descriptors=64)
+        self._pair = Pair(self._end, confined.AGENTS_BYTES, self._received, confined.end, descriptors=64)
         while True:
             await (await self._work.get())
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import catalog_file, dns_front, dns_worker, limits, uplink
+from cni_plugin.agent import catalog_file, dns_front, dns_worker, limits, lookup_worker, uplink
 from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from cni_plugin.agent.following import Following
     from cni_plugin.agent.overlay_host import OverlayHost
     from cni_plugin.agent.overlays import Overlays
-    from cni_plugin.agent.probe_front import ProbeFront
+    from cni_plugin.agent.probe_front import Probers
     from cni_plugin.agent.prober import Prober
     from cni_plugin.agent.shared_names import SharedNames
     from discovery.api.router import Route
@@ -408,16 +408,16 @@ def _overlay() -> tuple[
 
 
 def _http() -> tuple[
-    type[ApiServer], type[ApiFront], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]
+    type[ApiServer], type[ApiFront], type[Checker], type[Probers], Callable[[Overview], tuple[Route, ...]]
 ]:
     """Import the API server and its front, the checker and its prober, and the page's routes."""
     from cni_plugin.agent.api_front import ApiFront
-    from cni_plugin.agent.probe_front import ProbeFront
+    from cni_plugin.agent.probe_front import Probers
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
     from discovery.page.pages import routes
 
-    return ApiServer, ApiFront, Checker, ProbeFront, routes
+    return ApiServer, ApiFront, Checker, Probers, routes
 
 
 def main(arguments: list[str]) -> int:
@@ -453,7 +453,7 @@ starts an agent automatically; weft up starts one in the background.
 
 
 def _serve(path: str, idle: float) -> int:
-    spawner = Spawner({dns_front.NAME: lambda: dns_worker.run, "probes": _prepare_probes, "http": _prepare_http})
+    spawner = Spawner(WORKERS)
     echo = open_sockets()
     confinement.confine(AGENT)
     try:
@@ -469,11 +469,28 @@ def _prepare_probes() -> Work:
     return probe_worker.prepare()
 
 
+def _prepare_grpc() -> Work:
+    """Import grpcio, in the worker that executes gRPC checks."""
+    from cni_plugin.agent import probe_worker
+
+    return probe_worker.prepare_grpc()
+
+
 def _prepare_http() -> Work:
     """Import the HTTP library, in the worker that speaks it."""
     from cni_plugin.agent import api_worker
 
     return api_worker.run
+
+
+WORKERS = {
+    dns_front.NAME: lambda: dns_worker.run,
+    "probes": _prepare_probes,
+    "grpc": _prepare_grpc,
+    "lookups": lambda: lookup_worker.run,
+    "http": _prepare_http,
+}
+"""The agent's workers, each with what it imports, after it has been forked."""
 
 
 def _serve_confined(path: str, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:

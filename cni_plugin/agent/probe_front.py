@@ -1,9 +1,9 @@
-"""Health checks as the agent sees them: the worker that executes those of the network (``probe_worker``),
-and what that may ask for.
+"""Health checks as the agent sees them: the workers that execute them (``probe_worker``), and what those
+may ask for.
 
-The worker reads what hostile services answer. The agent looks hosts up, opens sockets in containers'
-namespaces, as the check is registered here, and takes a status and a text. gRPC checks, whose library
-needs threads, and scripts run in the agent.
+A worker reads what hostile services answer. The agent opens sockets in containers' namespaces, as the
+check is registered here, and takes a status and a text. gRPC checks, whose library needs threads, have
+a worker of their own, and so have lookups (``lookup_front``). Scripts run in the agent.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from cni_plugin.agent.workers import Worker, count
+from cni_plugin.agent.lookup_front import LookupFront
+from cni_plugin.agent.workers import Worker, count, nothing
 from discovery import layout
 from discovery.health import namespaces
 from discovery.health.checker import concurrent_checks
 from discovery.health.probes import Prober, ProbeResult, target_host
-from discovery.health.resolver import Address, Resolver, literal
+from discovery.health.resolver import Address, literal
 from discovery.metrics import Metrics
 from discovery.structs import CheckDefinition, Status, cut_output
 from weft.errors import WeftError
 from weft.pair import Malformed, Message
-from weft.service_options import NETWORK_CHECKS
 from weft.spawner import Spawner
 
 NAME = "probes"
 """The worker's name."""
+GRPC = "grpc"
+"""The name of the worker for gRPC checks, and their type."""
 _MOST_BYTES = 8 << 20  # of its messages: a check's output_max_size is its owner's to choose
 _MOST_REQUEST = 1024  # bytes, for a socket
 _MOST_LOOKUPS = 32  # of one probe: ten redirects
@@ -51,36 +53,55 @@ class _Probe:
     looked_up: int = 0
 
 
-class ProbeFront:
-    """Executes checks: a part of the agent, and the Checker's prober."""
+class Probers:
+    """Executes checks, each where its type belongs: a part of the agent, and the Checker's prober."""
 
     def __init__(self, spawner: Spawner, metrics: Metrics) -> None:
-        concurrent = concurrent_checks()
+        self._lookups = LookupFront(spawner, metrics)
+        self._network = ProbeFront(spawner, metrics, self._lookups)
+        self._grpc = ProbeFront(spawner, metrics, self._lookups, GRPC)
+        self._local = Prober(concurrent_checks())
+
+    async def start(self) -> None:
+        """Nothing is started before the first check: a process takes some 25 MB."""
+
+    async def stop(self) -> None:
+        """End the workers."""
+        for one in (self._network, self._grpc, self._lookups):
+            await one.stop()
+
+    async def probe(self, definition: CheckDefinition) -> ProbeResult:
+        """Execute a check once; see Prober."""
+        match definition.type:
+            case "script":
+                return await self._local.probe(definition)
+            case "grpc":
+                return await self._grpc.probe(definition)
+        return await self._network.probe(definition)
+
+
+class ProbeFront:
+    """Executes the checks of one worker."""
+
+    def __init__(self, spawner: Spawner, metrics: Metrics, lookups: LookupFront, name: str = NAME) -> None:
         self._worker = Worker(
-            spawner, NAME, _MOST_BYTES, tell=self._tell, answered=_nothing, received=self._received, metrics=metrics
+            spawner, name, _MOST_BYTES, tell=self._tell, answered=nothing, received=self._received, metrics=metrics
         )
-        self._local = Prober(concurrent)
-        self._resolver = Resolver()
-        self._slots = asyncio.Semaphore(concurrent)
+        self._lookups = lookups
+        self._slots = asyncio.Semaphore(concurrent_checks())
         self._numbers = itertools.count(1)
         self._last = 0
         self._running: dict[int, _Probe] = {}
         self._control: socket.socket | None = None
-        self._is_started = False
-
-    async def start(self) -> None:
-        """Nothing is started before the first check: the process takes some 25 MB."""
 
     async def stop(self) -> None:
         """End the worker."""
-        if self._is_started:
+        if self._worker.is_started:
             await self._worker.stop()
             self._close_control()
 
     async def probe(self, definition: CheckDefinition) -> ProbeResult:
         """Execute a check once; see Prober."""
-        if definition.type not in NETWORK_CHECKS:
-            return await self._local.probe(definition)
         async with self._slots:
             number = self._last = next(self._numbers)
             one = _Probe(definition, asyncio.get_running_loop().create_future())
@@ -89,11 +110,10 @@ class ProbeFront:
                 one.target = {address for _, address in _literal(definition)}
             self._running[number] = one
             try:
-                if self._is_started:
+                if self._worker.is_started:
                     self._send(number, one)
                 else:
                     self._worker.start()
-                    self._is_started = True
                 return await one.result
             except WeftError as error:
                 return Status.CRITICAL, error.message
@@ -158,7 +178,7 @@ class ProbeFront:
 
     async def _look_up(self, number: int, asked: int, host: str, one: _Probe) -> None:
         try:
-            lookup = await self._resolver.start(host)
+            lookup = await self._lookups.start(host)
             self._worker.send(["started", number, asked])
             found: Sequence[Address] = await asyncio.shield(lookup)
             if one.target is not None:
@@ -201,11 +221,6 @@ def _literal(definition: CheckDefinition) -> Sequence[Address]:
     with contextlib.suppress(ValueError):
         return literal(target_host(definition))
     return ()
-
-
-def _nothing(values: list[object]) -> None:
-    if values:
-        raise Malformed("more than an answer")
 
 
 def _text(error: Exception) -> str:

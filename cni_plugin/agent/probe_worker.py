@@ -1,30 +1,32 @@
-"""The process that executes the checks of the network: no capability, no file, no user of this host.
+"""The processes that execute checks of the network: no capability, no user of this host.
 
-It connects to services, containers' among them, and reads what they answer. Hosts are looked up, and
-sockets in containers' namespaces opened, by the agent (``probe_front``).
+They connect to services, containers' among them, and read what they answer. That of gRPC checks, whose
+library looks hosts up and needs threads, may start some and read what everybody may read; the other one
+opens no file: sockets in containers' namespaces come from the agent (``probe_front``), hosts from
+another worker (``lookup_worker``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import encodings.idna  # noqa: F401  (codecs are looked up by name: no file can be opened later)
 import json
-import os
 import socket
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import cast
 
+from cni_plugin.agent import confined
 from discovery import layout
+from discovery.health.grpc_probe import load_grpc
 from discovery.health.namespaces import AddressInfo
 from discovery.health.probes import Prober, load_authorities
 from discovery.health.resolver import Address, literal
 from discovery.structs import CheckDefinition
-from weft import confinement
 from weft.pair import Message, Pair
 from weft.spawner import Work
 
-_MOST_BYTES = 256 << 20  # the agent's messages are trusted
 _MOST_ANSWER = 1024
 _SOCKET_SECONDS = 5.0  # until the agent has opened a socket
 
@@ -35,12 +37,21 @@ def prepare() -> Work:
     return run
 
 
+def prepare_grpc() -> Work:
+    """Import grpcio, if there is one, which may be installed where user nobody cannot read it."""
+    with contextlib.suppress(OSError):
+        load_grpc()
+    return run_grpc
+
+
 def run(end: socket.socket) -> None:
     """Execute checks until the agent closes its end."""
-    with asyncio.Runner() as runner:
-        runner.get_loop()  # its descriptors
-        confinement.confine_worker()
-        runner.run(_Worker(end).serve())
+    confined.serve(_Worker(end).serve)
+
+
+def run_grpc(end: socket.socket) -> None:
+    """As ``run``, gRPC checks."""
+    confined.serve(_Worker(end).serve, threads=True)
 
 
 class _Worker:
@@ -52,7 +63,7 @@ class _Worker:
         self._asked = 0
 
     async def serve(self) -> None:
-        self._pair = Pair(self._end, _MOST_BYTES, self._received, lambda why: os._exit(0), descriptors=1)
+        self._pair = Pair(self._end, confined.AGENTS_BYTES, self._received, confined.end, descriptors=1)
         await asyncio.Event().wait()
 
     def _received(self, message: Message, descriptors: list[int]) -> None:

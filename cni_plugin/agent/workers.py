@@ -210,6 +210,12 @@ def count(value: object) -> int:
     return value
 
 
+def nothing(values: list[object]) -> None:
+    """Take the answer of a worker that has nothing to add to it. Raises Malformed."""
+    if values:
+        raise Malformed("more than an answer")
+
+
 def _is_stopped(process: int) -> bool:
     try:
         return proc_stat.fields(process)[0] in ("T", "t", "Z", "X")

@@ -26,7 +26,7 @@ def grpc_target(target: str) -> tuple[str, str]:
 
 async def serving_status(definition: CheckDefinition) -> tuple[Status, str]:
     """Passing if the server says SERVING. Raises OSError where grpcio is missing."""
-    await asyncio.to_thread(_load)
+    await asyncio.to_thread(load_grpc)
     import grpc
 
     address, service = grpc_target(definition.target)
@@ -50,8 +50,8 @@ async def serving_status(definition: CheckDefinition) -> tuple[Status, str]:
     return status, f"gRPC check {definition.target}: {state}"
 
 
-def _load() -> None:
-    """Import grpcio in a thread: it takes a third of a second, and DNS is served meanwhile."""
+def load_grpc() -> None:
+    """Import grpcio, which takes a third of a second. Raises OSError where it is missing."""
     try:
         import grpc  # noqa: F401
     except ImportError as error:

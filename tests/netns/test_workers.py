@@ -1,4 +1,4 @@
-"""What parses DNS and answers to checks runs without privileges; its loss is short and touches nothing else."""
+"""What parses DNS, HTTP and answers to checks runs without privileges; its loss is short and touches nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netns.test_services import CHECKED, STARTS, Load, Topology
 
 from lab.callers import status
 from lab.host import Host
-from lab.plugins import Cni
+from lab.plugins import ROOT, Cni
 from lab.services import Greeters, Held
 from lab.waiting import until
 from weft.capabilities import AGENT, SPAWNER, Capability
@@ -118,6 +118,49 @@ def test_what_reads_answers_to_checks_has_no_privilege_and_is_replaced(topology:
     topology.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
     topology.until_healthy("a")
     assert worker(topology, "weft-probes") not in (0, before)
+
+
+GRPC_SERVER = """
+import asyncio, grpc
+class Health(grpc.GenericRpcHandler):
+    def service(self, details):
+        async def answer(request, context):
+            return b"\\x08\\x01" if request == b"\\x0a\\x03web" else b"\\x08\\x02"
+        return grpc.unary_unary_rpc_method_handler(answer)
+async def serve():
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Health(),))
+    server.add_insecure_port("127.0.0.1:9123")
+    await server.start()
+    await server.wait_for_termination()
+asyncio.run(serve())
+"""
+
+
+def test_grpc_checks_and_lookups_have_no_privilege_and_are_replaced(topology: Topology) -> None:
+    """Both in processes that may start threads and read files, as nobody; what they have not done, the next ones do."""
+    topology.add("a", "blue", 10, services=[CHECKED])
+    topology.until_healthy("a")
+    topology.host.start(str(ROOT / ".venv/bin/python"), "-Ic", GRPC_SERVER)
+    checks = {"web": {"GRPC": "127.0.0.1:9123/web"}, "db": {"GRPC": "127.0.0.1:9123/db"}, "no": {"TCP": "no.invalid:1"}}
+    for name, check in checks.items():
+        body = {"ID": name, "Name": name, "Interval": "1s", "Timeout": "9s", **check}
+        topology.api("/v1/agent/check/register", "PUT", body)
+
+    def results() -> dict[str, tuple[str, str]]:
+        found = topology.api("/v1/agent/checks")
+        return {name: (found[name]["Status"], found[name]["Output"].rpartition(": ")[2]) for name in checks}
+
+    wanted = {"web": ("passing", "SERVING"), "db": ("critical", "NOT_SERVING")}
+    until(lambda: wanted.items() <= results().items(), STARTS, "results of gRPC checks")
+    until(lambda: "[Errno -" in results()["no"][1], STARTS, "the result of a lookup")
+    processes = {name: worker(topology, f"weft-{name}") for name in ("grpc", "lookups")}
+    for process in processes.values():
+        assert_unprivileged(process)
+        os.kill(process, signal.SIGKILL)
+    until(lambda: all(worker(topology, f"weft-{name}") not in (0, before) for name, before in processes.items()))
+    topology.api("/v1/agent/check/register", "PUT", {"Name": "new", "Interval": "1s", **checks["web"]})
+    until(lambda: topology.api("/v1/agent/checks")["new"]["Status"] == "passing", STARTS, "a check by a new process")
 
 
 def test_what_speaks_http_has_no_privilege_and_is_replaced(topology: Topology) -> None:

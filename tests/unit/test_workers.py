@@ -20,6 +20,7 @@ import pytest
 
 from cni_plugin.agent import workers
 from cni_plugin.agent.dns_front import DnsFront
+from cni_plugin.agent.lookup_front import LookupFront
 from cni_plugin.agent.probe_front import ProbeFront
 from discovery.catalog import Catalog
 from discovery.dns.network_zones import NetworkZones
@@ -29,7 +30,7 @@ from discovery.metrics import Metrics
 from discovery.structs import CheckDefinition, Status
 from lab.waiting import PATIENTLY
 from weft.kernel import netns
-from weft.pair import Message, Pair
+from weft.pair import Message, Pair, receive_first
 from weft.spawner import Spawner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,43 @@ for call in (("mount", b"x", b"/mnt", b"tmpfs", 0, None), ("unshare", 0x10000000
 lines = dict(line.split(None, 1) for line in status if line.startswith(("Cap", "NoNewPrivs", "Seccomp:")))
 assert [int(lines[f"Cap{one}:"], 16) for one in ("Inh", "Prm", "Eff", "Amb")] == [0] * 4, lines
 assert (int(lines["NoNewPrivs:"]), int(lines["Seccomp:"])) == (1, 2), lines
+"""
+
+WITH_THREADS = """
+import asyncio, ctypes, errno, os, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
+from weft import confinement
+from discovery.health.resolver import Resolver
+ctypes.CDLL(confinement._LIBRARY)
+libc = ctypes.CDLL(None, use_errno=True)
+own = os.getpid()
+buffer = ctypes.create_string_buffer(1)
+page = ctypes.addressof(buffer) & ~4095
+assert confinement.confine_worker(threads=True)
+def failed(what, *arguments):
+    try:
+        what(*arguments)
+    except OSError as error:
+        return error.errno == errno.EPERM
+for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_TMPFILE | os.O_RDWR, os.O_APPEND):
+    assert failed(os.open, "/tmp", flags), flags
+for what in ((os.unlink, "/x"), (os.fork,), (os.kill, own, 0), (os.execv, "/bin/true", ["true"]), (os.mkdir, "/x"),
+             (os.chmod, "/x", 0), (os.rename, "/x", "/y"), (os.setresuid, 0, 0, 0), (os.chdir, "/"),
+             (os.memfd_create, "x")):
+    assert failed(*what), what
+for family, kind in ((1, 5), (16, 3), (17, 3), (2, 3), (10, 3), (38, 5), (40, 1)):
+    assert failed(socket.socket, family, kind), (family, kind)
+for call in (("mount", b"x", b"/mnt", b"tmpfs", 0, None), ("unshare", 0x10000000), ("ptrace", 16, 1, None, None),
+             ("setns", 0, 0), ("prctl", 8, 1), ("mprotect", ctypes.c_void_p(page), 1, 7), ("process_vm_readv", own),
+             ("setrlimit", 7, ctypes.c_void_p(page))):
+    assert libc[call[0]](*call[1:]) == -1 and ctypes.get_errno() == errno.EPERM, call
+assert libc.mmap(None, 4096, 7, 0x22, -1, 0) == -1
+open("/etc/hosts").close()
+async def look_up():
+    lookup = await Resolver().start(sys.argv[2])
+    return await asyncio.shield(lookup)
+with asyncio.Runner() as runner:
+    print(runner.run(look_up()))
 """
 
 FAILING = """
@@ -111,9 +149,9 @@ assert not [one for one in processes if os.path.exists(f"/proc/{one}") and statu
 """
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-Ic", program, str(ROOT)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-Ic", program, str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=60
     )
 
 
@@ -122,6 +160,18 @@ def test_a_worker_opens_no_file_and_starts_nothing() -> None:
     if "cannot open shared object" in done.stderr:
         pytest.skip("no libseccomp here: a worker then has only its user and no capabilities")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_with_threads_reads_and_does_nothing_else() -> None:
+    """getaddrinfo(3) works there: this host's name is looked up as without confinement, found or not."""
+    done = run(WITH_THREADS.replace("sys.argv[2]", "'127.0.0.9'"))
+    if "cannot open shared object" in done.stderr:
+        pytest.skip("no libseccomp here: a worker then has only its user and no capabilities")
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[1] for line in Path("/etc/hosts").read_text().splitlines() if line.startswith("127.")]
+    for name in [one for one in names if one != "localhost"][:1]:
+        done = run(WITH_THREADS, name)
+        assert "'127." in done.stdout, done.stderr
 
 
 def test_workers_start_and_end_with_their_daemon() -> None:
@@ -292,7 +342,7 @@ def probed(definition: CheckDefinition, test: Callable[[FakeSpawner, ProbeFront]
 
     async def run() -> ProbeResult:
         spawner = FakeSpawner()
-        front = ProbeFront(spawner, Metrics())
+        front = ProbeFront(spawner, Metrics(), LookupFront(spawner, Metrics()))
         probing = asyncio.create_task(front.probe(definition))
         await wait(lambda: spawner.workers)
         try:
@@ -334,6 +384,42 @@ def test_a_worker_that_says_no_result_is_replaced(message: Message) -> None:
         say(spawner.workers[1], "result", 1, "warning", "")
 
     assert probed(HTTP, test)[0] is Status.WARNING
+
+
+NAME = CheckDefinition("n", "n", "tcp", target="db.example.com:80", interval=1.0)
+LOOKED_UP = [
+    ["found", 1, [[2, "127.0.0.1x"]]], ["found", 1, [[10, "127.0.0.1"]]], ["found", 1, [["2", "127.0.0.1"]]],
+    ["found", 1, [[16, "127.0.0.1"]]], ["found", 1, "127.0.0.1"], ["found", 2, []], ["found", "1", []], ["failed", 1],
+    ["failed", 1, 0, 7], ["started", 9], ["started"], ["lookup", 1, "x"], ["pong", 1, 1],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", LOOKED_UP, ids=str)
+def test_a_worker_that_looks_nothing_up_is_replaced(message: Message) -> None:
+    """What it has not looked up, the next one does, and the check gets that answer."""
+    found: list[Message] = []
+
+    async def test(spawner: FakeSpawner, front: ProbeFront) -> None:
+        say(spawner.workers[0], "lookup", 1, 1, "db.example.com")
+        await wait(lambda: len(spawner.workers) == 2)
+        say(spawner.workers[1], *message)
+        await wait(lambda: len(spawner.workers) == 3)
+        say(spawner.workers[2], "started", 1)
+        say(spawner.workers[2], "found", 1, [[2, "192.0.2.7"]])
+        found.extend(await asyncio.to_thread(messages, spawner.workers[0], "found"))
+        say(spawner.workers[0], "result", 1, "passing", "")
+
+    probed(NAME, test)
+    assert found == ["found", 1, 1, [[2, "192.0.2.7"]]]
+
+
+def messages(worker: socket.socket, kind: str) -> Message:
+    """The first message of a kind that the agent has sent to a worker."""
+    worker.setblocking(True)
+    worker.settimeout(PATIENTLY)
+    while (found := receive_first(worker))[0] != kind:
+        pass
+    return found
 
 
 def test_a_containers_check_looks_up_no_other_host() -> None:
