@@ -161,7 +161,7 @@ def one_host(cluster: Cluster, folder: Path) -> dict[str, float]:
         blocks = view.blocks(network)
         own = own_blocks(blocks, host.node, (), ())
         path.write_bytes(text(network_file(network, host, own, (), 1450, {})))
-        peers = peers_file(network, host, blocks, view.members("blue"), {})
+        peers, _ = peers_file(network, host, blocks, view.members("blue"), {}, {})
         (folder / "blue.peers.json").write_bytes(text(peers))
 
     _, write = timed(files)

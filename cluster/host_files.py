@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,11 +14,12 @@ from weft import identity, overlay
 from weft.types import Address, Subnet
 
 Json = dict[str, object]
-log = logging.getLogger(__name__)
 _OUTER = {4: 50, 6: 70}
 """Bytes of VXLAN's headers, by the IP version of the underlay."""
 _ENCRYPTED = {4: 130, 6: 150}
 """The same with WireGuard's."""
+_LEAST = {4: 576, 6: 1280}
+"""The least MTU of a network, in bytes: RFC 791 and RFC 8200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,19 @@ def _kept(part: Subnet, given: set[Subnet]) -> Iterable[Subnet]:
 
 
 def inner_mtu(network: Network, host: Host, members: Iterable[Member]) -> int:
-    """The network's MTU: that of the smallest underlay of its hosts, less VXLAN's headers."""
-    smallest = min([host.mtu, *(one.mtu for one in members if one.mtu and not one.problem)])
-    return smallest - (_ENCRYPTED if tunnels.wanted(network) else _OUTER)[host.underlay.version]
+    """The network's MTU: that of the smallest underlay of its hosts, less the headers that it adds."""
+    least = _least_mtu(network, host)
+    smallest = min([host.mtu, *(one.mtu for one in members if one.mtu >= least and not one.problem)])
+    return smallest - _overhead(network, host)
+
+
+def _overhead(network: Network, host: Host) -> int:
+    return (_ENCRYPTED if tunnels.wanted(network) else _OUTER)[host.underlay.version]
+
+
+def _least_mtu(network: Network, host: Host) -> int:
+    """The smallest underlay with which a host can take part: what is smaller must not make the network unusable."""
+    return _LEAST[max(one.version for one in network.subnets)] + _overhead(network, host)
 
 
 def network_file(
@@ -86,36 +96,52 @@ def network_file(
 
 
 def peers_file(
-    network: Network, host: Host, blocks: Blocks, members: Mapping[str, Member], mtus: Mapping[str, int]
-) -> Json:
-    """``NAME.peers.json``: the other hosts that have blocks; ``mtus`` as probed."""
+    network: Network,
+    host: Host,
+    blocks: Blocks,
+    members: Mapping[str, Member],
+    mtus: Mapping[str, int],
+    keys: Mapping[str, object],
+) -> tuple[Json, dict[str, str]]:
+    """``NAME.peers.json``: the other hosts that have blocks, ``mtus`` as probed, ``keys`` as in this host's own
+    file; and the hosts that are left out, with the reason.
+
+    One record that does not fit must not make the whole file invalid. Of two hosts that say the same of
+    themselves, the one stays that has taken part longer.
+    """
     owners = blocks.owners()
     found = overlay.OverlayNetwork(
         network.name, network.vni, vtep(network, host.node), host.underlay, 0, network.subnets, ()
     )
-    known: dict[object, str] = {found.mac: "", found.underlay: ""}
+    known: dict[object, str] = {found.mac: "this host", found.underlay: "this host"}
+    known |= dict.fromkeys((one.key for one in tunnels.parsed(keys, network)), "this host")
     peers: list[Json] = []
-    for node in sorted(owners):
-        member = members.get(node)
-        if node == host.node or member is None or member.problem:
+    left_out: dict[str, str] = {}
+    others = [one for node in owners.keys() - {host.node} if (one := members.get(node)) is not None]
+    for member in sorted(others, key=lambda one: (one.created, one.node)):
+        if member.problem:
             continue
-        mtu = mtus.get(node, 0)
-        peer = overlay.Peer(node, ip_address(member.underlay), member.mac, tuple(owners[node]), mtu)
-        # One record that does not fit must not make the whole file invalid.
+        if 0 < member.mtu < (least := _least_mtu(network, host)):
+            left_out[member.node] = f"has an underlay with an MTU of {member.mtu}, and the network needs {least}"
+            continue
+        mtu, public = mtus.get(member.node, 0), tunnels.parsed(member.keys, network)
+        own = tuple(owners[member.node])
+        peer = overlay.Peer(member.node, ip_address(member.underlay), member.mac, own, mtu, public)
         if problem := overlay.peer_problem(peer, found, known):
-            log.warning("network %s: host %s is left out: it %s", network.name, node, problem)
+            left_out[member.node] = problem
             continue
         peers.append(
             {
-                **{key: value for key, value in member.keys.items() if key != tunnels.GENERATION},
-                "name": node,
+                "name": member.node,
                 "underlay": member.underlay,
                 "mac": member.mac,
                 "blocks": [str(one) for one in peer.blocks],
                 **({"mtu": mtu} if mtu else {}),
+                **({tunnels.KEYS: member.keys[tunnels.KEYS]} if public else {}),
             }
         )
-    return {"format": overlay.FORMAT, "network": network.name, "peers": peers}
+    peers.sort(key=lambda one: str(one["name"]))
+    return {"format": overlay.FORMAT, "network": network.name, "peers": peers}, left_out
 
 
 def text(document: Json) -> bytes:

@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 from store import Entry
-from weft import identity, overlay
+from weft import identity, overlay, wireguard
 from weft.section import Section, quoted
 from weft.types import Address, Subnet
 
@@ -86,7 +86,8 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class Member:
     """How a node takes part in a network. ``mtu`` is that of its underlay, in bytes; ``attached``: it has
-    containers on it; ``problem``: why it does not take part, "" if it does.
+    containers on it; ``problem``: why it does not take part, "" if it does. ``keys`` are what it says of its
+    keys (``cluster.tunnels``).
     """
 
     node: str
@@ -97,6 +98,7 @@ class Member:
     attached: bool = False
     problem: str = ""
     keys: Mapping[str, object] = field(default_factory=dict)
+    created: int = 0
     revision: int = 0
 
 
@@ -180,7 +182,7 @@ def decode(entry: Entry) -> Network | Block | Member | None:
         if kind == "block" and len(names) == 2:
             return _block(names[1], _keys(entry), entry)
         if kind == "member" and len(names) == 2:
-            return _member(names[0], names[1], _keys(entry), entry.mod_revision)
+            return _member(names[0], names[1], _keys(entry), entry)
     except (ValueError, TypeError, RecursionError) as error:
         raise DecodeError(f"{entry.key}: {error}") from error
     return None
@@ -239,7 +241,7 @@ def _inside(part: Subnet, subnet: Subnet) -> bool:
     return part.prefixlen > subnet.prefixlen and part.network_address in subnet
 
 
-def _member(node: str, network: str, keys: Section, revision: int) -> Member:
+def _member(node: str, network: str, keys: Section, entry: Entry) -> Member:
     underlay, problem = keys.text("underlay"), keys.text("problem")
     mac = identity.normal_mac(keys.text("mac")) if keys.text("mac") else ""
     if not problem:
@@ -248,9 +250,22 @@ def _member(node: str, network: str, keys: Section, revision: int) -> Member:
             raise ValueError("mac is missing")
     mtu = keys.integer("mtu", least=0, most=65535) or 0
     attached = keys.flag("attached")
-    found = Member(node, network, underlay, mac, mtu, attached, problem, _object(keys, "keys"), revision)
+    said = _object(keys, "keys")
+    _require_keys(keys.section("keys"))
+    revisions = entry.create_revision, entry.mod_revision
+    found = Member(node, network, underlay, mac, mtu, attached, problem, said, *revisions)
     _raise(keys)
     return found
+
+
+def _require_keys(said: Section) -> None:
+    """Record what is wrong with what a host says of its keys: each host's file of peers has them."""
+    try:
+        wireguard.parse_keys(said.items("keys"), 0)
+    except ValueError as error:
+        said.problem("keys", str(error))
+    for key in ("generation", "ready"):
+        said.integer(key, least=1, most=wireguard.LAST_GENERATION)
 
 
 def _object(keys: Section, key: str) -> dict[str, object]:

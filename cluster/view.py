@@ -60,6 +60,17 @@ class View:
         found = self._values.get(records.member_key(node, network))
         return found if isinstance(found, Member) else None
 
+    def sharing(self, network: Network) -> list[Member]:
+        """Those that have blocks: the record of a node that was removed stays, its blocks do not."""
+        owners, members = self.blocks(network).owners(), self.members(network.name)
+        return [one for node, one in members.items() if node in owners]
+
+    def undecoded(self, network: str) -> dict[str, str]:
+        """The hosts whose record of how they take part is invalid, with the reason."""
+        prefix, end = records.member_key("", "").rstrip("/") + "/", f"/{network}"
+        found = {key: why for key, why in self.damaged.items() if key.startswith(prefix) and key.endswith(end)}
+        return {key.removeprefix(prefix).removesuffix(end): why.partition(": ")[2] for key, why in found.items()}
+
     def wanted(self, network: str) -> dict[str, list[int]]:
         """The hosts that ask for a block, with the IP versions."""
         prefix = f"{records.ROOT}wanted/{network}/"

@@ -278,19 +278,22 @@ def _text(value: object) -> str:
 
 
 def peer_problem(peer: Peer, network: OverlayNetwork, known: dict[object, str]) -> str:
-    """Why a peer cannot be one of the network, "" if it can; ``known`` is what others have, and who; this
-    peer is added.
+    """Why a peer cannot be one of the network, "" if it can; ``known`` is what others have, and who: what this
+    peer has is added, if it can be one.
     """
     if peer.underlay.version != network.underlay.version:
         return f"has the underlay address {peer.underlay}, not IPv{network.underlay.version} as this host's"
     if problem := _underlay_problem(peer.underlay, network.subnets):
         return f"has an underlay address that {problem}"
-    for key in (peer.mac, peer.underlay, *peer.blocks, *(one.key for one in peer.keys)):
-        if known.setdefault(key, peer.name) is not peer.name:
-            return f"has {key}, which {known[key]} has"
+    has = (peer.mac, peer.underlay, *peer.blocks, *(one.key for one in peer.keys))
+    for one in has:
+        if known.get(one, peer.name) is not peer.name:
+            return f"has {one}, which {known[one]} has"
     for block in peer.blocks:
         if network.subnet_of(block) is None:
             return f"has the block {block}, which is part of no subnet of the network"
+    for one in has:
+        known[one] = peer.name
     return ""
 
 

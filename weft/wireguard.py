@@ -24,6 +24,7 @@ TUNNELS = IPv6Network("fd77:6600::/32")
 of the VXLAN link."""
 MOST_KEYS = 2
 """Generations that there may be at once: the one in use, and the next or the last."""
+LAST_GENERATION = 2**31 - 1
 
 _BYTES, _FIRST_PORT, _PORTS = 32, 20480, 8192
 _PRIME, _A24 = 2**255 - 19, 121665
@@ -61,7 +62,7 @@ def parse_keys(items: Iterable[object], vni: int) -> tuple[TunnelKey, ...]:
         if not isinstance(item, dict):
             raise ValueError("keys must be objects")
         generation, key = item.get("generation"), item.get("key")
-        if type(generation) is not int or not 0 < generation < 2**31:
+        if type(generation) is not int or not 0 < generation <= LAST_GENERATION:
             raise ValueError(f"has a key with the generation {generation!r}, which is not a number from 1 on")
         port = item.get("port", default_port(vni, generation))
         if not isinstance(key, str) or not is_key(key):

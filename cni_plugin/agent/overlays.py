@@ -48,6 +48,8 @@ class Overlays:
         self.look = Look(None)
         self.problems: dict[str, str] = {}
         """Why this host does not take part in a network, or what is wrong with it, by its name."""
+        self.left_out: dict[str, dict[str, str]] = {}
+        """Hosts that are no peers, since their records do not fit; with the reason, by network."""
         self.mtus: dict[str, int] = {}
         """The largest inner packet that reached a peer, in bytes, by its node name; as probed."""
         self.store_problem = ""
@@ -185,6 +187,8 @@ class Overlays:
             await self._guarded(name, self._leave(name))
         for name in self.problems.keys() - networks.keys() - look.joined - {""}:
             del self.problems[name]
+        for name in self.left_out.keys() - networks.keys():
+            del self.left_out[name]
         with contextlib.suppress(StoreError):
             if await self._recovery.reassert():
                 self._wake.set()
@@ -196,15 +200,13 @@ class Overlays:
     def _generations(self) -> dict[str, tuple[int, ...]]:
         """The generations of this host's keys of each encrypted network."""
         encrypted = (one for one in self.view.networks().values() if tunnels.wanted(one))
-        return {
-            one.name: tunnels.generations(one, self.node, self.view.members(one.name).values()).own for one in encrypted
-        }
+        return {one.name: tunnels.generations(one, self.node, self.view.sharing(one)).own for one in encrypted}
 
     def _keys(self, network: Network, look: Look) -> dict[str, object]:
         """What this host says of its keys; nothing of a network without encryption."""
         if not tunnels.wanted(network):
             return {}
-        found = tunnels.generations(network, self.node, self.view.members(network.name).values())
+        found = tunnels.generations(network, self.node, self.view.sharing(network))
         return tunnels.published(found, look.keys.get(network.name, {}))
 
     async def _guarded(self, name: str, work: Awaitable[str]) -> None:
@@ -262,10 +264,16 @@ class Overlays:
         kept = blocks.of(self.node)
         fenced = tuple(one for one in own if not any(one.version == k.version and one.overlaps(k) for k in kept))
         mtus = {node: min(found, mtu) for node, found in self.mtus.items()}
-        return (
-            network_file(network, look.host, own, fenced, mtu, self._keys(network, look)),
-            peers_file(network, look.host, blocks, members, mtus),
-        )
+        keys = self._keys(network, look)
+        peers, left_out = peers_file(network, look.host, blocks, members, mtus, keys)
+        self._note_left_out(network.name, self.view.undecoded(network.name) | left_out)
+        return network_file(network, look.host, own, fenced, mtu, keys), peers
+
+    def _note_left_out(self, network: str, found: dict[str, str]) -> None:
+        before, self.left_out[network] = self.left_out.get(network, {}), found
+        for node, problem in found.items():
+            if before.get(node) != problem:
+                log.error("network %s: host %s is left out: its record %s", network, node, problem)
 
     def _member(self, network: Network, look: Look, problem: str) -> Member:
         host = look.host or Host(self.node, network.subnets[0][0], 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -124,13 +126,17 @@ def test_the_files_of_a_host(tmp_path: Path) -> None:
     members["h4"] = replace(members["h4"], problem="its subnet is in use", mtu=900)
     members["h5"] = replace(members["h5"], underlay="10.60.9.9")
     members["h6"] = replace(members["h6"], mac=members["h2"].mac)
-    blocks = Blocks(blue, tuple(block(n) for n in range(1, 7)))
+    members["h7"] = replace(member("h7"), mtu=600)
+    blocks = Blocks(blue, tuple(block(n) for n in range(1, 8)))
     mtu = inner_mtu(blue, host, members.values())
     assert mtu == 1350
     path = tmp_path / "blue.json"
     own = own_blocks(blocks, "h1", (), ())
     path.write_bytes(text(network_file(blue, host, own, (), mtu, {})))
-    (tmp_path / "blue.peers.json").write_bytes(text(peers_file(blue, host, blocks, members, {"h2": 1300})))
+    document, left_out = peers_file(blue, host, blocks, members, {"h2": 1300}, {})
+    (tmp_path / "blue.peers.json").write_bytes(text(document))
+    assert left_out.keys() == {"h5", "h6", "h7"} and "which h2 has" in left_out["h6"]
+    assert "MTU of 600" in left_out["h7"]
     read = overlay.read_network(str(path), "blue")
     assert read.blocks == (block(1).subnet,) and read.kept and overlay.is_kept(str(path))
     peers = overlay.read_peers(read, str(path))
@@ -142,21 +148,86 @@ def test_the_files_of_a_host(tmp_path: Path) -> None:
 def test_keys_are_replaced_in_steps() -> None:
     blue = replace(network("blue", "10.60.0.0/16"), keys={"encryption": "wireguard", "generation": 2})
 
-    def says(node: str, sending: int, *generations: int) -> Member:
+    def says(node: str, ready: int, sending: int, *generations: int) -> Member:
         keys = [{"generation": one, "key": "k"} for one in generations]
-        return member(node, keys={"keys": keys, "generation": sending})
+        return member(node, keys={"keys": keys, "ready": ready, "generation": sending})
 
-    def found(*others: Member) -> tuple[tuple[int, ...], int]:
+    def found(*others: Member) -> tuple[tuple[int, ...], int, int]:
         decided = tunnels.generations(blue, "h1", others)
-        return decided.own, decided.sending
+        return decided.own, decided.ready, decided.sending
 
     assert tunnels.generations(replace(blue, keys={"encryption": "wireguard"}), "h1", ()).own == (1,)
-    assert found(says("h2", 1, 1), says("h3", 1, 1, 2)) == ((1, 2), 1)
-    assert found(says("h2", 1, 1, 2), says("h3", 1, 1, 2)) == ((1, 2), 2)
-    assert found(says("h2", 2, 1, 2), says("h3", 1, 1, 2)) == ((1, 2), 2)
-    assert found(says("h2", 2, 1, 2), says("h3", 2, 2)) == ((2,), 2)
+    assert found(says("h2", 1, 1, 1), says("h3", 1, 1, 1, 2)) == ((1, 2), 1, 1)
+    assert found(says("h2", 1, 1, 1, 2), says("h3", 1, 1, 1, 2)) == ((1, 2), 2, 1)
+    assert found(says("h2", 2, 1, 1, 2), says("h3", 1, 1, 1, 2)) == ((1, 2), 2, 1)
+    assert found(says("h2", 2, 1, 1, 2), says("h3", 2, 1, 1, 2)) == ((1, 2), 2, 2)
+    assert found(says("h2", 2, 2, 1, 2), says("h3", 2, 1, 1, 2)) == ((1, 2), 2, 2)
+    assert found(says("h2", 2, 2, 1, 2), says("h3", 2, 2, 2)) == ((2,), 2, 2)
+    assert found() == ((2,), 2, 2)
     assert tunnels.wanted(replace(blue, keys={})) == 0
+    assert tunnels.lagging(blue, [says("h2", 2, 2, 1, 2), says("h3", 2, 2, 2)]) == ["h2"]
     assert inner_mtu(blue, Host("h1", ip_address("192.0.2.1"), 1500), ()) == 1370
+
+
+KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
+BAD_KEYS: tuple[object, ...] = (
+    {"keys": "none"},
+    {"keys": {}},
+    {"keys": ["none"]},
+    {"keys": [{"generation": 1, "key": "c2hvcnQ="}]},
+    {"keys": [{"generation": 1, "key": KEY, "port": 65536}]},
+    {"keys": [{"generation": 0, "key": KEY}]},
+    {"keys": [{"generation": 1, "key": KEY}, {"generation": 3, "key": KEY}]},
+    {"keys": [{"generation": 1, "key": KEY}], "generation": "1"},
+    {"keys": [{"generation": 1, "key": KEY}], "ready": 2**31},
+)
+
+
+@pytest.mark.parametrize("said", BAD_KEYS, ids=json.dumps)
+def test_bad_keys_of_one_host_hinder_no_other(tmp_path: Path, said: object) -> None:
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100, keys={"encryption": "wireguard", "generation": 2})
+    view = View()
+    view.load(Range(tuple(entries(4)), 50), "h1")
+    host, blocks = Host("h1", ip_address("192.0.2.1"), 1500), view.blocks(blue)
+    good = {f"h{n}": {"keys": [_key(n, 1), _key(n, 2)], "ready": 2, "generation": 1} for n in (1, 2, 3)}
+    for node, keys in good.items():
+        value = records.encode(member(node, keys=keys))
+        key = records.member_key(node, "blue")
+        view.apply(Batch(60, (Event(key, Entry(key, value, 50, 60, 1), None, 60),)))
+    key = records.member_key("h4", "blue")
+    bad = {"underlay": "192.0.2.4", "mac": "02:77:00:00:00:04", "mtu": 600, "keys": said}
+    view.apply(Batch(61, (Event(key, Entry(key, json.dumps(bad).encode(), 50, 61, 1), None, 61),)))
+    assert view.undecoded("blue").keys() == {"h4"} and "keys" in view.undecoded("blue")["h4"]
+    assert view.undecoded("other") == {}
+    assert [one.node for one in view.sharing(blue)] == ["h1", "h2", "h3"]
+    assert tunnels.generations(blue, "h1", view.sharing(blue)).sending == 2
+    members = view.members("blue")
+    assert inner_mtu(blue, host, members.values()) == 1370
+    document, left_out = peers_file(blue, host, blocks, members, {}, good["h1"])
+    assert [one["name"] for one in document["peers"]] == ["h2", "h3"] and not left_out  # type: ignore[index,attr-defined]
+
+
+def _key(node: int, generation: int) -> dict[str, object]:
+    return {"generation": generation, "key": base64.b64encode(bytes([node, generation] * 16)).decode()}
+
+
+def test_a_copied_key_leaves_out_who_came_later(tmp_path: Path) -> None:
+    """What a host has that was left out it keeps from nobody."""
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100, keys={"encryption": "wireguard"})
+    host, blocks = Host("h1", ip_address("192.0.2.1"), 1500), Blocks(blue, tuple(block(n) for n in range(1, 6)))
+    said = {f"h{n}": {"keys": [_key(n, 1)], "generation": 1} for n in range(1, 6)}
+    members = {node: member(node, keys=keys, created=10) for node, keys in said.items()}
+    members["h2"] = replace(members["h2"], keys=said["h4"], created=20)
+    members["h3"] = replace(members["h3"], keys=said["h1"])
+    members["h5"] = replace(members["h5"], underlay=members["h2"].underlay, created=30)
+    document, left_out = peers_file(blue, host, blocks, members, {}, said["h1"])
+    own = network_file(blue, host, own_blocks(blocks, "h1", (), ()), (), 1370, said["h1"])
+    (tmp_path / "blue.json").write_bytes(text(own))
+    (tmp_path / "blue.peers.json").write_bytes(text(document))
+    read = overlay.read_network(str(tmp_path / "blue.json"), "blue")
+    assert [one.name for one in overlay.read_peers(read, str(tmp_path / "blue.json"))] == ["h4", "h5"]
+    assert left_out.keys() == {"h2", "h3"}
+    assert "which h4 has" in left_out["h2"] and "which this host has" in left_out["h3"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +243,10 @@ def test_keys_are_replaced_in_steps() -> None:
         ("member/h1/blue", '{"underlay": "nowhere", "mac": "02:00:00:00:00:01"}'),
         ("member/h1/blue", '{"underlay": "192.0.2.1", "mac": "ff:ff:ff:ff:ff:ff"}'),
         ("member/h1/blue", "[" * 10000),
+        *(
+            ("member/h1/blue", json.dumps({"underlay": "192.0.2.1", "mac": "02:00:00:00:00:01", "keys": said}))
+            for said in BAD_KEYS
+        ),
     ],
 )
 def test_invalid_values_are_refused(key: str, value: str) -> None:
@@ -188,4 +263,5 @@ def test_values_are_decoded_as_they_were_encoded() -> None:
         (records.member_key("h1", "blue"), member("h1", attached=True)),
     ):
         found = records.decode(Entry(key, records.encode(value), 1, 1, 1))
-        assert found == replace(value, revision=1)  # type: ignore[type-var]
+        created = {"created": 1} if isinstance(value, Member | Block) else {}
+        assert found == replace(value, revision=1, **created)  # type: ignore[type-var,arg-type]
