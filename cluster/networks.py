@@ -8,9 +8,10 @@ import secrets
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from cluster import records
+from cluster import records, tunnels
 from cluster.blocks import static_problem
 from cluster.records import Member, Network
+from cluster.view import View
 from store import Compare, Delete, Operation, Put, Range, Store, Unavailable
 from weft import identity, overlay
 from weft.errors import BadOption, InUse, Missing
@@ -75,6 +76,34 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
         if (await store.transact([*_unchanged(found), *same], deletions)).succeeded:
             return
     raise Unavailable(f"network {name} was not removed: its hosts' records keep changing")
+
+
+async def replace_keys(store: Store, name: str) -> Network:
+    """Ask all hosts for the next generation of an encrypted network's keys; the network as it is then.
+
+    Raises InUse naming the hosts that have not replaced the last one yet, BadOption without encryption,
+    Missing, StoreError.
+    """
+    for _ in range(_ATTEMPTS):
+        view = View()
+        view.load(await store.range(records.ROOT))
+        network = view.network(name)
+        if network is None:
+            raise Missing(f"network {name} is no network of the cluster")
+        if not (generation := tunnels.wanted(network)):
+            raise BadOption(f"network {name} is not encrypted", hint="create it with -o encryption=wireguard")
+        if lagging := tunnels.lagging(network, view.sharing(network)):
+            raise InUse(
+                f"the keys of network {name} are being replaced: {', '.join(lagging)} has older ones still",
+                hint="weft network inspect says which hosts; one that is gone for good: weft node rm",
+            )
+        asked = replace(network, keys={**network.keys, tunnels.GENERATION: generation + 1})
+        outcome = await store.transact(
+            [Compare(network.key, "mod", network.revision)], [Put(network.key, records.encode(asked))]
+        )
+        if outcome.succeeded:
+            return replace(asked, revision=outcome.revision)
+    raise Unavailable(f"the keys of network {name} were not replaced: its record keeps changing")
 
 
 _MOST_COMPARED = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cluster import networks
+from cluster import networks, tunnels
 from cluster.records import Member, Network
 from cni_plugin.agent.overlays import Overlays
 from cni_plugin.agent.prober import Probe, Prober
@@ -37,8 +37,11 @@ PEER: Schema = schemas.struct(
 )
 NETWORK: Schema = schemas.struct(
     "OverlayNetwork",
-    **dict.fromkeys(("Name", "ID", "Gateway", "Problem"), schemas.STRING),
+    **dict.fromkeys(("Name", "ID", "Gateway", "Problem", "Encryption"), schemas.STRING),
     VNI=schemas.INTEGER,
+    KeyGeneration=schemas.INTEGER,
+    Rotating=schemas.STRINGS,
+    LeftOut=schemas.STRING_MAP,
     Port=schemas.INTEGER,
     Subnets=schemas.STRINGS,
     Static=schemas.STRINGS,
@@ -48,7 +51,7 @@ NETWORK: Schema = schemas.struct(
 
 
 class OverlayEndpoint:
-    """Handlers of ``/v1/weft/networks``, ``/v1/weft/network/NAME`` and ``/v1/weft/peers``."""
+    """Handlers of ``/v1/weft/networks``, ``/v1/weft/network/NAME``, its ``/keys``, and ``/v1/weft/peers``."""
 
     def __init__(self, overlays: Overlays, store: Store, prober: Prober) -> None:
         self._prober = prober
@@ -114,6 +117,35 @@ class OverlayEndpoint:
         return _answer(True)
 
     @endpoint(
+        "PUT",
+        "/v1/weft/network/:name/keys",
+        "Replace the keys of an encrypted overlay network on all hosts (not in Consul)",
+        response=NETWORK,
+        statuses=(404, 409),
+        writes=True,
+    )
+    async def replace_keys(self, request: HttpRequest) -> HttpResponse:
+        """Answers once no host has an older key, or after ten seconds; ``Rotating`` are the hosts that have."""
+        request.acl.require_write("operator")
+        try:
+            wanted = tunnels.wanted(await networks.replace_keys(self._store, request.name))
+        except WeftError as error:
+            raise _http(error) from error
+        view = self._overlays.view
+
+        def done() -> bool:
+            found = view.network(request.name)
+            if found is None:
+                return True
+            return tunnels.wanted(found) >= wanted and not tunnels.lagging(found, view.sharing(found))
+
+        await self._overlays.passed(done, _WAIT)
+        found = view.network(request.name)
+        if found is None:
+            raise HttpError(404, f"network {request.name} was removed meanwhile")
+        return _answer(self._described(found))
+
+    @endpoint(
         "GET",
         "/v1/weft/peers",
         "The other hosts of overlay networks, as a packet of full size reaches them (not in Consul)",
@@ -131,7 +163,7 @@ class OverlayEndpoint:
     def _described(self, network: Network) -> dict[str, object]:
         overlays = self._overlays
         blocks = overlays.view.blocks(network)
-        owners, members = blocks.owners(), overlays.view.members(network.name)
+        name, owners, members = network.name, blocks.owners(), overlays.view.members(network.name)
         return {
             "Name": network.name,
             "ID": network.id,
@@ -148,6 +180,10 @@ class OverlayEndpoint:
                 _host(one, [str(part) for part in owners.get(one.node, ())], overlays.mtu_of(one.node))
                 for one in sorted(members.values(), key=lambda one: one.node)
             ],
+            "LeftOut": {node: f"its record {why}" for node, why in sorted(overlays.left_out.get(name, {}).items())},
+            "Encryption": str(network.keys.get(tunnels.ENCRYPTION) or ""),
+            "KeyGeneration": tunnels.wanted(network),
+            "Rotating": tunnels.lagging(network, overlays.view.sharing(network)),
         }
 
 

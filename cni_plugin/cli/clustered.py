@@ -40,6 +40,12 @@ def remove(name: str, force: bool) -> None:
         requests.remove(connection, name, force)
 
 
+def replace_keys(name: str) -> Json:
+    """Replace the keys of an encrypted network on all hosts. Raises BadOption, InUse, Missing, Unreachable."""
+    with contextlib.closing(client()) as connection:
+        return requests.replace_keys(connection, name)
+
+
 def described(network: NetworkList) -> Json:
     """``{"Cluster": …}``: what the agent knows of the network; nothing where none runs."""
     if not requests.is_clustered(network) or agents.running() is None:
@@ -57,6 +63,10 @@ def findings() -> Iterator[Finding]:
             if problem := one.get("Problem"):
                 what = f"this host does not take part in network {one.get('Name')} of the cluster: {problem}"
                 yield Finding(what, "remove the cause; the agent then joins it")
+            left_out = one.get("LeftOut")
+            for host, why in left_out.items() if isinstance(left_out, dict) else ():
+                what = f"host {host} is left out of network {one.get('Name')} of the cluster: {why}"
+                yield Finding(what, "update weft there; a host that nobody knows: weft node rm")
         for one in list_of_objects(connection.get(api_path("weft", "peers")).json):
             host, most, full = one.get("Node"), one.get("MTU"), one.get("FullMTU")
             where = f"on network {one.get('Network')}"

@@ -1,13 +1,16 @@
-"""``weft network prune``, ``exists``, ``connect`` and ``disconnect``, as docker and podman have them."""
+"""``weft network prune``, ``exists``, ``connect`` and ``disconnect``, as docker and podman have them; and
+``replace-keys``.
+"""
 
 from __future__ import annotations
 
 import click
 
+from cni_plugin.cli import clustered
 from cni_plugin.cli.attaching import attach, detach
 from cni_plugin.cli.network import matches, network, remove
 from cni_plugin.cli.options import common
-from cni_plugin.cli.output import as_json
+from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
@@ -123,5 +126,30 @@ def disconnect(context: click.Context, name: str, container: str, force: bool, j
             raise
 
 
-for command in (exists, prune, connect, disconnect):
+@click.command(name="replace-keys")
+@common
+@click.argument("name")
+@pass_tool
+def replace_keys(tool: Tool, name: str, json_output: bool) -> None:
+    """Replace the keys of an encrypted overlay network on all hosts.
+
+    Each host makes a new key, and no packet is lost meanwhile. Fails where some host has not replaced the last
+    ones yet; waits ten seconds for all, and names those that are not done then.
+
+    \b
+    Example:
+      weft network replace-keys blue
+    """
+    tool.prepare_to("replace keys")
+    found = clustered.replace_keys(name)
+    if json_output:
+        as_json(found)
+        return
+    say(f"keys of generation {found.get('KeyGeneration')}")
+    waiting = found.get("Rotating")
+    if isinstance(waiting, list) and waiting:
+        warn(f"hosts that still have older ones: {', '.join(map(str, waiting))}")
+
+
+for command in (exists, prune, connect, disconnect, replace_keys):
     network.add_command(command)

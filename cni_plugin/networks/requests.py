@@ -67,6 +67,18 @@ def remove(connection: ApiClient, name: str, force: bool) -> None:
         raise _raised(error) from error
 
 
+def replace_keys(connection: ApiClient, name: str) -> Json:
+    """Replace the keys of an encrypted network on all hosts; what the agent knows of the network then.
+
+    Raises BadOption, InUse naming the hosts that have not replaced the last ones, Missing, Unreachable.
+    """
+    try:
+        found = connection.put(api_path("weft", "network", name, "keys")).json
+    except ApiError as error:
+        raise _raised(error) from error
+    return found if isinstance(found, dict) else {}
+
+
 def described(connection: ApiClient, name: str) -> Json:
     """What the agent knows of a network: blocks, hosts, and why this one does not take part; {} without it."""
     with contextlib.suppress(WeftError):

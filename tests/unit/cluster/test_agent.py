@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address, ip_network
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from cluster import networks, nodes, records
+import pytest
+
+from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
 from cluster.records import Network
+from cluster.view import View
 from cni_plugin.agent.overlay_host import Look, OverlayHost
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
 from store import Put, Store
 from store.embedded import open_embedded
+from weft.errors import BadOption, InUse, Missing
 from weft.types import Address
 
 SMALL = Network("small", "id", 0, (ip_network("10.60.0.0/26"),), (28,))
@@ -34,17 +41,23 @@ class Notes:
     leased: set[Address] = field(default_factory=set)
     attached: dict[str, int] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
+    on_join: Callable[[str], None] = lambda node: None
 
     def __post_init__(self) -> None:
         self.folders = SimpleNamespace(joined=lambda: sorted(self.files))
 
-    def look(self, known: object, keys: object) -> Look:
+    def look(self, known: object, keys: dict[str, tuple[int, ...]]) -> Look:
         host = Host(self.node, ip_address(f"192.0.2.{self.node[1:]}"), 1500)
         leased = {"small": frozenset(self.leased)}
-        return Look(host, frozenset(self.files), dict(self.attached), leased, dict(self.conflicts))
+        made = {name: {one: self.key(one) for one in generations} for name, generations in keys.items()}
+        return Look(host, frozenset(self.files), dict(self.attached), leased, dict(self.conflicts), made)
+
+    def key(self, generation: int) -> str:
+        return base64.b64encode(bytes([int(self.node[1:]), generation] * 16)).decode()
 
     def join(self, network: Network, own: dict[str, Any], peers: dict[str, Any], full: bool) -> list[str]:
         self.files[network.name], self.peers[network.name] = own, peers
+        self.on_join(self.node)
         return []
 
     def withhold(self, name: str, own: dict[str, Any]) -> frozenset[Address]:
@@ -123,6 +136,77 @@ async def test_every_host_gets_a_part_and_knows_those_of_the_others(tmp_path: Pa
     found.agents["h2"]._wake.set()
     await until(lambda: not found.hosts["h2"].files, "the removal on h2")
     await until(lambda: found.agents["h1"].view.entry(key) is None, "the end of its record")
+    await found.stop()
+    await found.store.close()
+
+
+async def test_keys_are_replaced_without_a_gap(tmp_path: Path) -> None:
+    """Whenever a host sends with a key, all others have it, and it has theirs; also while one is slow."""
+    found = Agents(await open_embedded(tmp_path / "catalog.db"), tmp_path, 4)
+    broken: list[str] = []
+
+    def known(node: str, other: str) -> set[int]:
+        """The generations with which a host is able to receive from another."""
+        if "small" not in found.hosts[node].files:
+            return set()
+        own = {one["generation"] for one in found.hosts[node].files["small"]["keys"]}
+        said = {one["name"]: one.get("keys", ()) for one in found.hosts[node].peers["small"]["peers"]}
+        return own & {one["generation"] for one in said.get(other, ())}
+
+    def watch(changed: str) -> None:
+        """As a host's files change: it sends to no one who cannot receive it, and takes no key that is in use."""
+        for node, other in permutations(found.hosts, 2):
+            if changed not in (node, other) or not all("small" in found.hosts[one].files for one in (node, other)):
+                continue
+            peers = {one["name"] for one in found.hosts[node].peers["small"]["peers"]}
+            generation = found.hosts[node].files["small"]["generation"]
+            if started and other in peers and generation not in known(other, node):
+                broken.append(f"{node} sends with {generation}, {other} has {known(other, node)}")
+
+    def all_said(view: View, generation: int) -> bool:
+        network = view.network("small")
+        return (
+            network is not None
+            and tunnels.wanted(network) == generation
+            and not tunnels.lagging(network, view.sharing(network))
+        )
+
+    def replaced(generation: int, *names: str) -> bool:
+        own = [found.hosts[name].files["small"]["keys"] for name in names]
+        return all([one["generation"] for one in keys] == [generation] for keys in own)
+
+    for host in found.hosts.values():
+        host.on_join = watch
+    started = False
+    await found.start()
+    await networks.create(found.store, replace(SMALL, keys={"encryption": "wireguard"}))
+    await until(lambda: all(known(*pair) == {1} for pair in permutations(found.hosts, 2)), "the first keys")
+    started = True
+    for generation in (2, 3, 4):
+        network = await networks.replace_keys(found.store, "small")
+        assert network.keys["generation"] == generation
+        with pytest.raises(InUse, match="has older ones still"):
+            await networks.replace_keys(found.store, "small")
+        await until(partial(replaced, generation, *found.hosts), "new keys")
+        view = found.agents["h1"].view
+        await until(partial(all_said, view, generation), "the end of it")
+    assert broken == []
+    # A host that publishes nonsense is reported, and the others go on.
+    bad = Put(
+        records.member_key("h4", "small"),
+        b'{"underlay": "192.0.2.4", "mac": "02:00:00:00:00:04", "keys": {"keys": [{}]}}',
+    )
+    await found.agents["h4"].stop()
+    await found.store.transact([], [bad])
+    await until(lambda: found.agents["h1"].left_out["small"].get("h4"), "the report")
+    await networks.replace_keys(found.store, "small")
+    await until(partial(replaced, 5, "h1", "h2", "h3"), "the next keys")
+    assert found.peers("h1").keys() == {"h2", "h3"}
+    with pytest.raises(BadOption, match="not encrypted"):
+        await networks.create(found.store, replace(SMALL, name="plain", subnets=(ip_network("10.61.0.0/26"),)))
+        await networks.replace_keys(found.store, "plain")
+    with pytest.raises(Missing):
+        await networks.replace_keys(found.store, "none")
     await found.stop()
     await found.store.close()
 
