@@ -36,6 +36,8 @@ _MAC = re.compile(r"^[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}$|^[0-9a-fA-F]{4}(
 _PRINTED_MAC = re.compile(r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 _ZERO_MAC = "00:00:00:00:00:00"
 LONGEST_IDENTIFIER = 255
+_LONGEST_LABEL = 63
+_LONGEST_DNS_NAME = 200
 
 
 @lru_cache(512)
@@ -65,6 +67,20 @@ def identifier_problem(text: str) -> str:
         return f"must not be longer than {LONGEST_IDENTIFIER} characters"
     if not _IDENTIFIER.match(text) or text.endswith("\n"):
         return "must start with a letter or digit and hold only letters, digits, '_', '.' and '-'"
+    return ""
+
+
+def dns_name_problem(name: str) -> str:
+    """Why a text is not a DNS name, "" if it is; underscores are allowed, since containers' names have
+    them.
+    """
+    if not 0 < len(name) <= _LONGEST_DNS_NAME:
+        return f"must have between 1 and {_LONGEST_DNS_NAME} characters"
+    for label in name.split("."):
+        if not 0 < len(label) <= _LONGEST_LABEL:
+            return f"must have between 1 and {_LONGEST_LABEL} characters between two dots"
+        if not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in label):
+            return "must consist of letters, digits, '-', '_' and dots"
     return ""
 
 

@@ -13,7 +13,7 @@ from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.ports import shown
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
-from cni_plugin.networks.chain import Chain, Step, Target
+from cni_plugin.networks.chain import Chain, RuntimeConfig, Step, Target
 from cni_plugin.networks.conflists import implemented
 from cni_plugin.ops import PoolLease
 from cni_plugin.ops.operation import Machine, Operation
@@ -40,6 +40,10 @@ def plan(
     ifname: str,
     addresses: tuple[str, ...],
     mac: str,
+    name: str,
+    aliases: tuple[str, ...],
+    hostname: str,
+    servers: tuple[str, ...],
     publish: tuple[str, ...],
     everything: bool,
     json_output: bool,
@@ -54,16 +58,16 @@ def plan(
       weft plan blue c1 -p 8080:80/tcp
     """
     tool.need_rights("enter network namespaces")
-    capabilities = runtime_config(publish, addresses, mac)
+    capabilities = runtime_config(publish, addresses, mac, name, aliases, hostname, servers)
     found = tool.network(network)
     network = found.name
     if netns:
-        endpoint = target(tool.service, netns, container, ifname)
+        endpoint = target(tool.service, netns, container, ifname, name)
         steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
         path = endpoint.namespace
     else:
         with tool.empty_namespace() as empty:
-            endpoint = Target(container or container_of(_PLACEHOLDER.lower()), empty, ifname)
+            endpoint = Target(container or container_of(name or _PLACEHOLDER.lower()), empty, ifname)
             steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
             path = f'"${_PLACEHOLDER}"'
     shared = list(dict.fromkeys(one for step in steps for one in step.shared))
@@ -138,6 +142,10 @@ def attach(
     ifname: str,
     addresses: tuple[str, ...],
     mac: str,
+    name: str,
+    aliases: tuple[str, ...],
+    hostname: str,
+    servers: tuple[str, ...],
     publish: tuple[str, ...],
     json_output: bool,
 ) -> None:
@@ -150,11 +158,12 @@ def attach(
     Example:
       ip netns add c1
       weft attach blue c1 --ip 10.89.0.9 -p 8080:80/tcp
+      weft attach blue c2 --name web --alias shop
     """
     tool.prepare_to("attach")
     found = tool.network(network)
     network = found.name
-    endpoint = target(tool.service, netns, container, ifname)
+    endpoint = target(tool.service, netns, container, ifname, name)
     same = (network, endpoint.container, ifname)
     existing = [
         one for one in attachments.endpoints(tool.service) if (one.network, one.container, one.interface) == same
@@ -164,25 +173,27 @@ def attach(
             f"{endpoint.container}/{ifname} is already attached to {network}",
             hint=f"use another --ifname or --container, or run weft detach {network} {netns} first",
         )
-    capabilities = runtime_config(publish, addresses, mac)
+    capabilities = runtime_config(publish, addresses, mac, name, aliases, hostname, servers)
     chain = Chain(tool.service, found, endpoint, tool.path, capabilities)
     result = chain.add()
     if json_output:
         as_json(result)
     else:
-        for line in _result_lines(chain.parsed(result), endpoint, tuple(map(shown, capabilities.ports))):
+        for line in _result_lines(chain.parsed(result), endpoint, capabilities):
             say(line)
 
 
-def _result_lines(result: Result, endpoint: Target, ports: tuple[str, ...]) -> Iterator[str]:
-    """A result as one line, and one for published ports."""
+def _result_lines(result: Result, endpoint: Target, given: RuntimeConfig) -> Iterator[str]:
+    """A result as one line, and one each for published ports and name servers."""
     addresses = ", ".join(str(ip.address) for ip in result.ips)
     gateways = ", ".join(dict.fromkeys(str(ip.gateway) for ip in result.ips if ip.gateway))
     mac = next((one.mac for one in result.interfaces if one.name == endpoint.interface and one.sandbox), "")
     words = [addresses, f"gateway {gateways}" if gateways else "", f"mac {mac}" if mac else ""]
     yield f"{endpoint.container}/{endpoint.interface}: {', '.join(word for word in words if word) or 'attached'}"
-    if ports:
-        yield f"published: {', '.join(ports)}"
+    if given.ports:
+        yield f"published: {', '.join(map(shown, given.ports))}"
+    if given.servers:
+        yield f"name servers: {', '.join(result.dns.nameservers)}"
 
 
 @click.command()

@@ -8,19 +8,16 @@ import click
 
 from cni_plugin.cli import clustered
 from cni_plugin.cli.formatting import print_rows
-from cni_plugin.cli.options import common, pairs
+from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments, conflists, leases, requests
 from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
-from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import Json, NetworkList
-from cni_plugin.networks.create import CreateOptions
-from cni_plugin.plan import modules
 from cni_plugin.service import overlay
 from cni_plugin.service.removal import remove_network
-from weft.errors import BadOption, ConfigProblem, InUse
+from weft.errors import BadOption, InUse
 
 _ALIASES = {"list": "ls", "remove": "rm"}
 _FIELDS = ("ID", "Name", "Driver", "Subnets", "File")
@@ -41,101 +38,6 @@ def network() -> None:
     A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad
     also read.
     """
-
-
-@network.command()
-@common
-@click.argument("name", required=False, default="")
-@click.option("-d", "--driver", default="bridge", show_default=True, help=f"One of {', '.join(creating.drivers())}.")
-@click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="Subnet, like 10.89.7.0/24. Repeatable.")
-@click.option("--gateway", "gateways", multiple=True, metavar="IP", help="Gateway, one for each subnet.")
-@click.option(
-    "--ip-range",
-    "ranges",
-    multiple=True,
-    metavar="CIDR|FIRST-LAST",
-    help="Allocate addresses from this range.",
-)
-@click.option("--ipv6", is_flag=True, help="Enable IPv6; a free subnet of fd00::/8 unless specified.")
-@click.option("--internal", is_flag=True, help="Restrict external access: no gateway, default route or masquerade.")
-@click.option("--names", is_flag=True, help="Resolve container and service names with weft's agent.")
-@click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (above). Repeatable.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
-@click.option("--disable-dns", is_flag=True, help="Compatibility with podman: the default without --names.")
-@click.option("--attachable", is_flag=True, help="Compatibility with docker: every network is.")
-@click.option("--scope", default="", metavar="SCOPE", help="Compatibility with docker: it is the driver's.")
-@click.option("--ipam-driver", type=click.Choice(["default", "host-local"]), help="Compatibility: the only one.")
-@pass_tool
-def create(
-    tool: Tool,
-    name: str,
-    driver: str,
-    subnets: tuple[str, ...],
-    gateways: tuple[str, ...],
-    ranges: tuple[str, ...],
-    ipv6: bool,
-    internal: bool,
-    names: bool,
-    options: tuple[str, ...],
-    labels: tuple[str, ...],
-    disable_dns: bool,
-    attachable: bool,
-    scope: str,
-    ipam_driver: str | None,
-    json_output: bool,
-) -> None:
-    """Create a network and print its name.
-
-    Nothing is set up before the first container is attached. The default for NAME is weft0, weft1 …;
-    the default subnet is the first free /24 from 10.89.0.0 on.
-
-    \b
-    Networks of driver overlay are created on all hosts of the cluster, by default with a free /16.
-
-    
-    Options of the driver bridge, under their short and Docker's names:
-      mtu       com.docker.network.driver.mtu: bytes
-      bridge    com.docker.network.bridge.name: the bridge's name
-      ip-masq   com.docker.network.bridge.enable_ip_masquerade: true or false
-      icc       com.docker.network.bridge.enable_icc: false isolates containers from each other
-      vlan      1 to 4094
-      hairpin   true or false
-      isolation    closed (only established connections and published ports), routed or open
-      host-access  open, or dns: what containers can reach on this host
-    \b
-    Example:
-      weft network create blue --subnet 10.89.7.0/24 -o mtu=1400
-    """
-    if names and disable_dns:
-        raise BadOption("--names and --disable-dns are mutually exclusive")
-    if scope not in ("", "swarm" if modules.declared(driver).clustered else "local"):
-        raise BadOption(f"invalid --scope {scope!r}: networks of driver {driver} have another one")
-    requested = CreateOptions(
-        driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
-    )
-    host = tool.service.kernel.host
-    if modules.declared(driver).clustered:
-        chosen = clustered.create(tool, name, requested)
-        if json_output:
-            as_json(inspected(tool, tool.network(chosen), []))
-        else:
-            say(chosen)
-        return
-    with conflists.locked(tool.config):
-        existing = tool.networks()
-        chosen = name or creating.free_name(existing, host)
-        content = creating.build(chosen, requested, existing, host)
-        parsed = conflists.parse(chosen, content)
-        probe = Target("validation", "/run/netns/validation", "eth0")
-        try:
-            Chain(tool.service, parsed, probe, tool.path).validate()
-        except ConfigProblem as error:
-            raise BadOption(error.message) from error
-        path = conflists.write(tool.config, chosen, content)
-    if json_output:
-        as_json(inspected(tool, conflists.load(path), []))
-    else:
-        say(chosen)
 
 
 @network.command(name="ls")

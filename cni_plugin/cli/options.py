@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address, ip_interface
 from typing import TypeVar
 
 import click
@@ -49,18 +50,24 @@ def attachment_options(command: Command) -> Command:
             metavar="PORTS",
             help="Publish ports as in docker: 8080:80, 80, 53:53/udp, 8000-9:80-89.",
         ),
-        click.option("--mac", metavar="MAC", default="", help="The interface's MAC address."),
+        click.option("--dns", "servers", multiple=True, metavar="IP", help="A name server. Repeatable."),
+        click.option("--hostname", default="", metavar="NAME", help="A further DNS name, on networks with names."),
+        click.option("--alias", "aliases", multiple=True, metavar="NAME", help="The same. Repeatable."),
+        click.option("--name", default="", metavar="NAME", help="The container's name, instead of the namespace's."),
+        click.option("--mac", "--mac-address", metavar="MAC", default="", help="The interface's MAC address."),
         click.option("--ip", "addresses", multiple=True, metavar="IP", help="A fixed IP address. Repeatable."),
         click.option("--ifname", default="eth0", show_default=True, help="The interface's name in the container."),
-        click.option("--container", metavar="ID", default="", help="The container's id. Default: weft-NETNS."),
+        click.option("--container", metavar="ID", default="", help="The container's id. Default: weft-NAME."),
     ):
         command = option(command)
     return command
 
 
-def target(service: Service, netns: str, container: str, interface: str) -> Target:
+def target(service: Service, netns: str, container: str, interface: str, name: str = "") -> Target:
     """The target for a namespace's name, path or process id. Raises BadOption and NamespaceProblem."""
     path = namespace_path(service, netns)
+    if name and not container:
+        container = container_of(name)
     for option, value, problem in (
         ("--container", container, identity.identifier_problem),
         ("--ifname", interface, identity.link_name_problem),
@@ -92,13 +99,36 @@ def container_of(netns: str) -> str:
     return "weft-" + re.sub(r"[^a-zA-Z0-9_.\-]", "-", text)
 
 
-def runtime_config(publish: Iterable[str], addresses: Iterable[str], mac: str) -> RuntimeConfig:
+def runtime_config(
+    publish: Iterable[str],
+    addresses: Iterable[str],
+    mac: str,
+    name: str = "",
+    aliases: Iterable[str] = (),
+    hostname: str = "",
+    servers: Iterable[str] = (),
+) -> RuntimeConfig:
     """The values of the plugins' capabilities. Raises BadOption."""
+    further = dict.fromkeys(aliases, "--alias") | ({hostname: "--hostname"} if hostname else {})
+    for word, option in {**further, **({name: "--name"} if name else {})}.items():
+        if problem := identity.dns_name_problem(word):
+            raise BadOption(f"invalid {option} {word!r}: {problem}")
     try:
         normal = identity.normal_mac(mac) if mac else ""
     except ValueError as error:
         raise BadOption(f"invalid --mac {mac!r}: {error}") from None
-    return RuntimeConfig(mappings(publish), tuple(addresses), normal)
+    fixed, asked = (tuple(_addresses(*each)) for each in (("--ip", addresses), ("--dns", servers)))
+    return RuntimeConfig(mappings(publish), fixed, normal, tuple(further), name, asked)
+
+
+def _addresses(option: str, texts: Iterable[str]) -> Iterator[str]:
+    """Raises BadOption for a text that is no address; ``--ip`` may have a prefix length."""
+    for text in texts:
+        try:
+            ip_interface(text) if option == "--ip" else ip_address(text)
+        except ValueError:
+            raise BadOption(f"invalid {option} {text!r}: not an IP address") from None
+        yield text
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:

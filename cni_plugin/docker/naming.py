@@ -12,9 +12,9 @@ from dataclasses import replace
 from cni_plugin.docker import labels, resolvers
 from cni_plugin.docker.calls import Calls
 from cni_plugin.docker.state import Endpoint, Json, Kept, Network
-from cni_plugin.features.names import name_problem
 from weft import stderr
 from weft.errors import WeftError
+from weft.identity import dns_name_problem
 from weft.section import Section
 
 _SHORT_ID = 12
@@ -69,12 +69,12 @@ def _keys(container: Section, joined: Section, network: str, label: str, service
     aliases = (*joined.texts("Aliases"), *joined.texts("DNSNames"), container.text("Id")[:_SHORT_ID])
     keys: Json = {
         "args": {"cni": {"name": container.text("Name").lstrip("/")}},
-        "runtimeConfig": {"aliases": {network: [one for one in dict.fromkeys(aliases) if not name_problem(one)]}},
+        "runtimeConfig": {"aliases": {network: [one for one in dict.fromkeys(aliases) if not dns_name_problem(one)]}},
         "services": services,
         # Docker's resolver asks them from the container. Not others: who names a server means that one.
         "redirectDns": resolvers.asked_from_containers(),
     }
-    return keys | ({"domainName": label.lower()} if not name_problem(label) else {})
+    return keys | ({"domainName": label.lower()} if not dns_name_problem(label) else {})
 
 
 def _networks(container: Section) -> Iterator[tuple[str, Section]]:

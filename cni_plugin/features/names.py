@@ -36,6 +36,7 @@ from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
+from weft.identity import dns_name_problem
 from weft.kernel.interface import Element
 from weft.section import Section, quoted
 from weft.service_options import MAX_WEIGHT, NETWORK_CHECKS, TTL_CHECK, Algorithm
@@ -48,8 +49,6 @@ _DNS, _PORT = ("udp", "tcp"), 53
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _SERVER = {4: packets.DNS_SERVER4, 6: packets.DNS_SERVER6}
 _REDIRECTED = {4: packets.DNS_REDIRECTED4, 6: packets.DNS_REDIRECTED6}
-_LONGEST_LABEL = 63
-_LONGEST_NAME = 200
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
 _CHECK_TEXTS = ("interval", "timeout", "deregister_critical_service_after", "method", "body", "tls_server_name")
 _CHECK_FLAGS = ("tls_skip_verify", "tcp_use_tls", "disable_redirects")
@@ -227,7 +226,7 @@ def _called(request: Request) -> tuple[str, ...]:
 
 def _domain(section: Section, key: str) -> str:
     domain = section.text(key).rstrip(".").lower()
-    if domain and (problem := name_problem(domain)):
+    if domain and (problem := dns_name_problem(domain)):
         section.problem(key, problem)
     return domain
 
@@ -236,36 +235,22 @@ def _names(request: Request) -> Iterator[str]:
     config = request.config
     given = (request.arguments.get("K8S_POD_NAME", ""), config.args_cni.text("name"))
     # A runtime's name for a container need not be a DNS name, but an alias must be.
-    yield from (name.lower() for name in given if name and not name_problem(name))
+    yield from (name.lower() for name in given if name and not dns_name_problem(name))
     aliases = config.runtime.section("aliases")
     for alias in aliases.texts(config.name):
-        if problem := name_problem(alias):
+        if problem := dns_name_problem(alias):
             aliases.problems.add(f"{aliases.at(config.name)} {quoted(alias)} {problem}")
         else:
             yield alias.lower()
     yield request.container[:SHORT].lower()
 
 
-def name_problem(name: str) -> str:
-    """Why a text is not a DNS name, "" if it is; underscores are allowed, since containers' names have
-    them.
-    """
-    if not 0 < len(name) <= _LONGEST_NAME:
-        return f"must have between 1 and {_LONGEST_NAME} characters"
-    for label in name.split("."):
-        if not 0 < len(label) <= _LONGEST_LABEL:
-            return f"must have between 1 and {_LONGEST_LABEL} characters between two dots"
-        if not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in label):
-            return "must consist of letters, digits, '-', '_' and dots"
-    return ""
-
-
 def _service(section: Section) -> dict[str, object]:
     """One service, with the keys that the agent's registration takes."""
     section.refuse_unknown(_SERVICE_KEYS)
     name = section.text("name")
-    if not name or name_problem(name):
-        section.problem("name", name_problem(name) or "is missing")
+    if not name or dns_name_problem(name):
+        section.problem("name", dns_name_problem(name) or "is missing")
     found: dict[str, object] = {"name": name}
     port = section.integer("port", least=1, most=65535)
     found["port"] = port or 0
@@ -335,7 +320,7 @@ def _argued(request: Request) -> Iterator[dict[str, object]]:
         return
     port = arguments.get("SERVICE_PORT", "")
     problems = request.config.keys.problems
-    if problem := name_problem(name):
+    if problem := dns_name_problem(name):
         problems.add(f"CNI_ARGS SERVICE_NAME {quoted(name)} {problem}")
     if not port.isdecimal() or not 0 < int(port) < 65536:
         problems.add(f"CNI_ARGS SERVICE_PORT {quoted(port)} must be between 1 and 65535")

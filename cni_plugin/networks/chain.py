@@ -30,6 +30,13 @@ from weft.kernel.interface import Namespace
 from weft.section import Problems
 from weft.types import Attachment, Result, Side
 
+_CAPABILITIES = (
+    ("portMappings", "publishes ports"),
+    ("ips", "takes addresses"),
+    ("mac", "sets the MAC"),
+    ("aliases", "serves names"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -42,15 +49,25 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """Values of the plugins' capabilities: published ports, addresses, a MAC address."""
+    """Values of the plugins' capabilities: published ports, addresses, a MAC address, aliases. ``name`` is
+    the container's, which runtimes pass as CNI_ARGS; ``servers`` are its name servers.
+    """
 
     ports: tuple[Json, ...] = ()
     addresses: tuple[str, ...] = ()
     mac: str = ""
+    aliases: tuple[str, ...] = ()
+    name: str = ""
+    servers: tuple[str, ...] = ()
 
-    def capabilities(self) -> Json:
-        """The value of each capability that is requested."""
-        values: Json = {"portMappings": list(self.ports), "ips": list(self.addresses), "mac": self.mac}
+    def capabilities(self, network: str) -> Json:
+        """The value of each capability that is requested, on a network."""
+        values: Json = {
+            "portMappings": list(self.ports),
+            "ips": list(self.addresses),
+            "mac": self.mac,
+            "aliases": {network: list(self.aliases)} if self.aliases else {},
+        }
         return {name: value for name, value in values.items() if value}
 
 
@@ -179,8 +196,8 @@ class Chain:
 
     def _check_capabilities(self) -> None:
         declared = self.network.capabilities()
-        for name, what in (("portMappings", "publishes ports"), ("ips", "takes addresses"), ("mac", "sets the MAC")):
-            if name in self.runtime_config.capabilities() and name not in declared:
+        for name, what in _CAPABILITIES:
+            if name in self.runtime_config.capabilities(self.network.name) and name not in declared:
                 advice = f'add "capabilities": {{"{name}": true}} to one in {self.network.path}'
                 raise BadOption(
                     f"no plugin of network {self.network.name} {what}", hint=self._unsupported(name) or advice
@@ -195,6 +212,10 @@ class Chain:
             return f"driver {self.network.driver} assigns no addresses"
         if driver.link_kind is None:
             return f"driver {self.network.driver} makes no interface"
+        if capability == "aliases" and not driver.routed:
+            return f"containers of driver {self.network.driver} use the name servers of their physical network"
+        if capability == "aliases" and "names" not in self.network.main:
+            return "create the network with --names"
         return ""
 
     def _add(self, index: int, previous: Json | None) -> Json:
@@ -248,7 +269,14 @@ class Chain:
         return value if isinstance(value, dict) else {}
 
     def _configuration(self, index: int, previous: Json | None) -> bytes:
-        return json.dumps(self.network.plugin_config(index, self.runtime_config.capabilities(), previous)).encode()
+        capabilities = self.runtime_config.capabilities(self.network.name)
+        config = self.network.plugin_config(index, capabilities, previous)
+        if self.runtime_config.servers and not index:
+            # On a network with names the agent asks them; elsewhere they are the container's own.
+            key = "names" if isinstance(config.get("names"), dict) else "dns"
+            given = config.get(key)
+            config[key] = {**(given if isinstance(given, dict) else {}), "nameservers": self.runtime_config.servers}
+        return json.dumps(config).encode()
 
     def _variables(self, command: Command) -> Mapping[str, str]:
         return {
@@ -258,6 +286,7 @@ class Chain:
             "CNI_NETNS": self.target.namespace,
             "CNI_IFNAME": self.target.interface,
             "CNI_PATH": ":".join(self.path),
+            **({"CNI_ARGS": f"IgnoreUnknown=true;K8S_POD_NAME={name}"} if (name := self.runtime_config.name) else {}),
         }
 
     def _execute(self, index: int, command: Command, previous: Json | None) -> bytes:

@@ -256,6 +256,28 @@ def write(folder: str, name: str, content: Json, *, prefix: str = "") -> str:
     process.
     """
     path = os.path.join(folder, f"{prefix}{name}{_LIST}")
+    try:
+        with _written(folder, content) as temporary:
+            os.link(temporary, path)
+    except FileExistsError as error:
+        raise Conflict(f"{path} already exists", hint="choose another name") from error
+    except OSError as error:
+        raise StateDamaged(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def rewrite(network: NetworkList, content: Json) -> None:
+    """Replace the network's file, atomically. The caller holds the folder's lock. Raises StateDamaged."""
+    try:
+        with _written(os.path.dirname(network.path), content) as temporary:
+            os.rename(temporary, network.path)
+    except OSError as error:
+        raise StateDamaged(f"cannot write {network.path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _written(folder: str, content: Json) -> Iterator[str]:
+    """A temporary file of the folder with a network list. Raises OSError."""
     temporary = os.path.join(folder, ".weft-new")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -267,15 +289,10 @@ def write(folder: str, name: str, content: Json, *, prefix: str = "") -> str:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise Conflict(f"{path} already exists", hint="choose another name") from error
-    except OSError as error:
-        raise StateDamaged(f"cannot write {path}: {error.strerror}") from error
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-    return path
 
 
 def remove(network: NetworkList) -> None:

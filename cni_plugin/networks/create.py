@@ -18,12 +18,15 @@ from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
 from weft.errors import BadOption, InUse
 from weft.kernel.interface import Namespace
+from weft.section import Section
 from weft.types import Address, Side, Subnet
 
 VERSION = "1.0.0"
 """podman 4.3.1 ignores lists of version 1.1.0."""
 
+IPAM_DRIVERS = ("host-local", "dhcp", "none")
 _LONGEST_LINK = 15
+_MOST_METRIC = 2**32 - 1
 
 _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -41,6 +44,14 @@ class CreateOptions:
     names: bool = False
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    ipam: str = ""
+    """The IPAM driver, one of IPAM_DRIVERS; "": the driver's default."""
+    others: tuple[str, ...] = ()
+    """Addresses that no container gets."""
+    servers: tuple[str, ...] = ()
+    """Name servers of the containers."""
+    routes: tuple[str, ...] = ()
+    """``SUBNET,GATEWAY`` and perhaps a metric."""
 
 
 def flag(name: str, text: str) -> bool:
@@ -144,7 +155,13 @@ def build(
     if driver.parent is Parent.SHARED:
         # On a shared parent, containers get addresses of the host's own subnet there.
         own_link = (own_link or KernelFacts(host, None).default_link(Side.HOST)) if requested.subnets else ""
-    if driver.addresses:
+    ipam = requested.ipam if driver.addresses else "none"
+    if requested.ipam and not driver.addresses and requested.ipam != "none":
+        raise BadOption(f"--ipam-driver {requested.ipam} is not supported by driver {requested.driver}")
+    if requested.ipam and driver.clustered:
+        raise BadOption("--ipam-driver is not supported by overlay networks, whose hosts have blocks of the subnet")
+    subnets: tuple[Subnet, ...] = ()
+    if ipam in ("", "host-local"):
         uses = [*pools.of_networks(networks), *others]
         if not settings.get(overlaps.KEY) or not requested.subnets:
             uses += pools.of_host(host) + pools.of_docker()
@@ -153,6 +170,7 @@ def build(
         subnets = _subnets(requested, uses, pools.OVERLAY if driver.clustered else pools.LOCAL)
     else:
         _refuse_addresses(requested, driver)
+    servers = _servers(requested)
     # Containers on a shared parent are neighbours of the host and its routers.
     taken = sorted(pools.taken(host), key=int) if driver.parent is Parent.SHARED else []
     plugin: Json = {
@@ -161,7 +179,8 @@ def build(
         **gateway_and_masquerade(requested, driver, settings),
         **_capabilities(requested, driver),
         **({"portmap": {}} if driver.routed else {}),
-        **({"names": {}} if requested.names else {}),
+        **({"names": {"nameservers": servers} if servers else {}} if requested.names else {}),
+        **({"dns": {"nameservers": servers}} if servers and not requested.names else {}),
         **({"ipam": _ipam(requested, subnets, taken)} if driver.addresses else {}),
     }
     cluster: Json = {}
@@ -209,7 +228,7 @@ def _capabilities(requested: CreateOptions, driver: Driver) -> Json:
 
 
 def _refuse_addresses(requested: CreateOptions, driver: Driver) -> None:
-    """Raises BadOption for options of a driver that assigns no addresses."""
+    """Raises BadOption for options of a network whose addresses are not from this host's leases."""
     if driver.on_host and requested.internal:
         raise BadOption(f"--internal is not supported by driver {requested.driver}, whose containers are on the host")
     options = {
@@ -217,9 +236,18 @@ def _refuse_addresses(requested: CreateOptions, driver: Driver) -> None:
         "--gateway": requested.gateways,
         "--ip-range": requested.ranges,
         "--ipv6": requested.ipv6,
+        "--aux-address": requested.others,
+        "--route": requested.routes,
     }
     if given := [option for option, value in options.items() if value]:
+        if driver.addresses:
+            raise BadOption(f"{given[0]} is not supported with --ipam-driver {requested.ipam}")
         raise BadOption(f"{given[0]} is not supported by driver {requested.driver}, which assigns no addresses")
+
+
+def _servers(requested: CreateOptions) -> list[str]:
+    """The name servers. Raises BadOption."""
+    return list(dict.fromkeys(str(_address("--dns", text)) for text in requested.servers))
 
 
 def settings_of(requested: CreateOptions, driver: Driver) -> dict[str, object]:
@@ -313,6 +341,8 @@ def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...], taken: Sequence
     """The ipam section: one range set for each subnet; a container gets an address of each, but none
     that is ``taken``.
     """
+    if requested.ipam in ("dhcp", "none"):
+        return {"type": "dhcp"} if requested.ipam == "dhcp" else {}
     ranges: dict[Subnet, Json] = {subnet: {"subnet": str(subnet)} for subnet in subnets}
     for text in requested.gateways:
         address = _address("--gateway", text)
@@ -327,15 +357,54 @@ def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...], taken: Sequence
             raise BadOption(f"--ip-range {text}: {subnet} already has a range")
         first, last = _usable(subnet, first, last)
         ranges[subnet] |= {"rangeStart": str(first), "rangeEnd": str(last)}
+    others = [_address("--aux-address", text) for text in requested.others]
+    for address in others:
+        _subnet_of("--aux-address", str(address), (address,), subnets)
     for subnet, one in ranges.items():
         gateway = one.get("gateway", str(subnet.network_address + 1))
-        if excluded := [str(each) for each in taken if each in subnet and str(each) != gateway]:
-            one["exclude"] = excluded
+        excluded = dict.fromkeys(str(each) for each in (*taken, *others) if each in subnet and str(each) != gateway)
+        if excluded:
+            one["exclude"] = list(excluded)
     ipam: Json = {"type": "host-local", "ranges": [[one] for one in ranges.values()]}
-    if not requested.internal:
-        default = {4: "0.0.0.0/0", 6: "::/0"}
-        ipam["routes"] = [{"dst": default[version]} for version in sorted({subnet.version for subnet in subnets})]
+    default = {4: "0.0.0.0/0", 6: "::/0"}
+    versions = [] if requested.internal else sorted({subnet.version for subnet in subnets})
+    if routes := [*({"dst": default[version]} for version in versions), *map(_route, requested.routes)]:
+        ipam["routes"] = routes
     return ipam
+
+
+def with_servers(network: NetworkList, added: Sequence[str], dropped: Sequence[str]) -> Json:
+    """The network list with other name servers. Raises BadOption."""
+    main = dict(network.plugins[0])
+    key = "names" if network.weft and isinstance(main.get("names"), dict) else "dns"
+    section = main.get(key)
+    settings = dict(section) if isinstance(section, dict) else {}
+    present = list(Section(settings).texts("nameservers"))
+    for text in dropped:
+        address = str(_address("--dns-drop", text))
+        if address not in present:
+            listed = ", ".join(present) or "none"
+            raise BadOption(f"--dns-drop {text}: network {network.name} has no such name server; it has {listed}")
+        present.remove(address)
+    present += [each for text in added if (each := str(_address("--dns-add", text))) not in present]
+    settings["nameservers"] = present
+    main[key] = settings
+    if "plugins" not in network.content:
+        return main
+    return {**network.content, "plugins": [main, *network.plugins[1:]]}
+
+
+def _route(text: str) -> Json:
+    """``10.1.0.0/16,10.89.0.9[,100]`` as a route of CNI, as podman has it. Raises BadOption."""
+    destination, _, rest = text.partition(",")
+    gateway, comma, metric = rest.partition(",")
+    if not gateway:
+        raise BadOption(f"invalid --route {text!r}: must be SUBNET,GATEWAY[,METRIC]")
+    subnet, via = _subnet("--route", destination), _address("--route", gateway)
+    if subnet.version != via.version:
+        raise BadOption(f"invalid --route {text!r}: subnet and gateway are not of the same family")
+    found: Json = {"dst": str(subnet), "gw": str(via)}
+    return {**found, "priority": _number("--route", metric, 1, _MOST_METRIC)} if comma else found
 
 
 def _address(option: str, text: str) -> Address:

@@ -69,7 +69,7 @@ STANDS_ON: dict[str, str] = {
     ),
     "cni_plugin.docker": (
         "weft weft.kernel weft.kernel.nft weft.kernel.netlink ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "
-        "cni_plugin.plan cni_plugin.features cni_plugin.service cni_plugin.networks cni_plugin.engine"
+        "cni_plugin.plan cni_plugin.service cni_plugin.networks cni_plugin.engine"
     ),
     "cni_plugin.cli": (
         "weft weft.kernel weft.kernel.linux weft.kernel.trace store store.etcd cluster discovery discovery.consul "

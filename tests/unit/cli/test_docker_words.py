@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -14,26 +15,35 @@ from cni_plugin.cli.ports import mappings
 from cni_plugin.cli.root import weft
 from weft.errors import BadOption
 
-LEFT_OUT = {
+LEFT_OUT: dict[str, dict[str, set[str]]] = {
     "docker": {
-        "create": {"aux-address", "config-from", "config-only", "ingress", "ipam-opt", "ipv4"},
+        "create": {"config-from", "config-only", "ingress", "ipv4"},
         "ls": set(),
         "rm": set(),
         "prune": set(),
-        "connect": {"alias", "driver-opt", "gw-priority", "ip6", "link", "link-local-ip"},
+        "connect": {"driver-opt", "gw-priority", "link", "link-local-ip"},
         "disconnect": set(),
+        "inspect": set(),
     },
     "podman": {
-        "create": {"dns", "interface-name", "ipam-opt", "route", "ignore"},
+        "create": set(),
         "ls": {"sort"},
         "rm": {"time"},
         "exists": set(),
         "prune": set(),
-        "connect": {"alias", "ip6", "mac-address"},
+        "connect": set(),
         "disconnect": set(),
+        "inspect": set(),
+        "reload": {"latest"},
     },
 }
-"""The options of each tool that weft does not have."""
+PODMAN_5 = {
+    "create": {"disable-dns", "dns", "driver", "gateway", "ignore", "interface-name", "internal", "ip-range",
+               "ipam-driver", "ipv6", "label", "opt", "route", "subnet"},
+    "connect": {"alias", "ip", "ip6", "mac-address"},
+    "update": {"dns-add", "dns-drop"},
+}  # fmt: skip
+"""The options of podman 5, as podman-network-create(1) and its neighbours have them; Debian 12 has podman 4."""
 
 
 def ports(text: str) -> list[tuple[str, int, int, str]]:
@@ -154,6 +164,107 @@ def test_networks_are_filtered(run) -> None:
     assert run.good("network", "prune", "-f", "--filter", "label=a") == "blue\n"
 
 
+def test_a_network_is_created_with_all_that_docker_and_podman_take(run) -> None:
+    run.good(
+        "network", "create", "blue", "--subnet", "10.3.0.0/24", "--aux-address", "r=10.3.0.2", "--dns", "192.0.2.53",
+        "--route", "10.50.0.0/16,10.3.0.9,100", "--interface-name", "br9", "--ipam-driver", "host-local",
+    )  # fmt: skip
+    plugin = run.list("blue")["plugins"][0]
+    assert (plugin["bridge"], plugin["dns"]) == ("br9", {"nameservers": ["192.0.2.53"]})
+    run.container("c1")
+    result = json.loads(run.good("attach", "blue", "c1", "--json"))
+    assert result["ips"][0]["address"] == "10.3.0.3/24"  # not the auxiliary one
+    assert {"dst": "10.50.0.0/16", "gw": "10.3.0.9", "priority": 100} in result["routes"]
+    assert result["dns"]["nameservers"] == ["192.0.2.53"]
+    assert run.good("network", "create", "blue", "--ignore") == "blue\n"
+    assert run("network", "create", "blue").code == 4
+    warned = run("network", "create", "green", "--ipam-opt", "a=b")
+    assert (warned.code, warned.out) == (0, "green\n") and "ignoring --ipam-opt" in warned.err
+
+
+def test_a_network_without_addresses_of_its_own(run) -> None:
+    run.good("network", "create", "blue", "--ipam-driver", "none")
+    run.good("network", "create", "dhcp", "--ipam-driver", "dhcp")
+    assert run.list("blue")["plugins"][0]["ipam"] == {}
+    assert run.list("dhcp")["plugins"][0]["ipam"] == {"type": "dhcp"}
+    run.container("c1")
+    assert "mac" in run.good("attach", "blue", "c1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--route", "10.5.0.0/24"), "invalid --route"),
+        (("--route", "10.5.0.0/24,fd00::1"), "not of the same family"),
+        (("--route", "10.5.0.0/24,10.3.0.9,many"), "for option --route"),
+        (("--aux-address", "10.3.0.2"), "invalid --aux-address"),
+        (("--aux-address", "r=10.4.0.2"), "--aux-address 10.4.0.2 is not in 10.3.0.0/24"),
+        (("--dns", "one"), "invalid --dns 'one'"),
+        (("--ipam-driver", "dhcp"), "--subnet is not supported with --ipam-driver dhcp"),
+        (("--interface-name", "br9", "-o", "bridge=br8"), "mutually exclusive"),
+        (("-d", "ptp", "--interface-name", "eth9"), "is not supported by driver ptp"),
+        (("-d", "host", "--ipam-driver", "dhcp"), "is not supported by driver host"),
+    ],
+)
+def test_options_of_create_that_cannot_be(run, arguments: tuple[str, ...], message: str) -> None:
+    said = run("network", "create", "blue", *(() if "host" in arguments else ("--subnet", "10.3.0.0/24")), *arguments)
+    assert said.code == 2 and message in said.err
+    assert run.good("network", "ls", "-q") == ""
+
+
+def test_the_name_servers_of_a_network_change(run) -> None:
+    run.good("network", "create", "blue")
+    run.good("network", "create", "named", "--names")
+    for name, key in (("blue", "dns"), ("named", "names")):
+        before = run.list(name)
+        run.good("network", "update", name, "--dns-add", "192.0.2.1", "--dns-add", "192.0.2.2")
+        assert run.good("network", "update", name, "--dns-drop", "192.0.2.1") == f"{name}\n"
+        after = run.list(name)
+        assert after["plugins"][0].pop(key) == {"nameservers": ["192.0.2.2"]}
+        before["plugins"][0].pop(key, None)
+        assert after == before
+    run.container("c1")
+    assert '"192.0.2.2"' in run.good("attach", "blue", "c1", "--json")
+    assert "no such name server; it has 192.0.2.2" in run("network", "update", "blue", "--dns-drop", "192.0.2.1").err
+    assert run("network", "update", "blue").code == 2
+
+
+def test_reload_restores_what_a_container_lacks(run) -> None:
+    run.good("network", "create", "blue")
+    run.container("c1")
+    run.good("attach", "blue", "c1", "-p", "8080:80")
+    run.kernel.rules.remove()
+    assert run("check").code == 1
+    assert run.good("network", "reload", "c1") == "weft-c1\n"
+    assert run.good("check") == "ok      weft-c1/eth0 on blue\n"
+    assert run.good("network", "reload", "--all") == "weft-c1\n"
+    assert run("network", "reload", "c2").code == 3
+    assert run("network", "reload").code == 2
+    run.kernel.open("/run/netns/c1").change_link("eth0", up=False)
+    broken = run("network", "reload", "c1")
+    assert (broken.code, broken.out) == (1, "weft-c1\n") and "eth0" in broken.err
+
+
+def test_an_attachment_has_a_name_aliases_and_name_servers(run) -> None:
+    run.good("network", "create", "blue")
+    run.good("network", "create", "named", "--names")
+    run.container("c1")
+    planned = run.good(
+        "plan", "named", "c1", "--name", "web", "--alias", "shop", "--hostname", "h1", "--dns", "192.0.2.1"
+    )
+    document = json.loads(planned[planned.index("weft agent  # reads ") :].partition("reads ")[2].splitlines()[0])
+    assert document["names"] == ["web", "shop", "h1", "weft-web"]
+    assert (document["container"], document["nameservers"]) == ("weft-web", ["192.0.2.1"])
+    found = run.good("attach", "blue", "c1", "--name", "web", "--dns", "192.0.2.1")
+    assert found.startswith("weft-web/eth0: ") and found.endswith("name servers: 192.0.2.1\n")
+    assert run.good("ps", "--format", "{{.Name}}") == "web\n"
+    assert run.good("detach", "blue", "c1") == "weft-web/eth0\n"
+    assert "create the network with --names" in run("attach", "blue", "c1", "--alias", "shop").err
+    for option in ("--alias", "--name", "--hostname"):
+        assert f"invalid {option} 'a b'" in run("attach", "named", "c1", option, "a b").err
+    assert "invalid --dns 'one'" in run("attach", "blue", "c1", "--dns", "one").err
+
+
 def test_connect_disconnect_exists_prune(run) -> None:
     for name in ("blue", "green", "red"):
         run.good("network", "create", name)
@@ -181,10 +292,19 @@ def test_a_group_alone_prints_its_help(run) -> None:
 def test_every_option_of_the_real_tool_is_known_or_named_here(tool: str) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not here")
+    for name, left_out in LEFT_OUT[tool].items():
+        command = [tool, "network", name, "--help"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        theirs = set(re.findall(r"^ +(?:-\w, )?--([\w-]+)", text, re.MULTILINE)) - {"help"}
+        assert theirs - options(name) <= left_out, f"{tool} network {name}"
+
+
+def options(name: str) -> set[str]:
     group = weft.command_named("network")
     assert isinstance(group, click.Group)
-    for name, left_out in LEFT_OUT[tool].items():
-        text = subprocess.run([tool, "network", name, "--help"], capture_output=True, text=True, check=False).stdout
-        theirs = set(re.findall(r"^ +(?:-\w, )?--([\w-]+)", text, re.MULTILINE)) - {"help"}
-        own = {option.lstrip("-") for each in group.commands[name].params for option in each.opts}
-        assert theirs - own <= left_out, f"{tool} network {name}"
+    return {option.lstrip("-") for each in group.commands[name].params for option in each.opts}
+
+
+@pytest.mark.parametrize("name", PODMAN_5)
+def test_the_options_of_a_newer_podman(name: str) -> None:
+    assert PODMAN_5[name] <= options(name)
