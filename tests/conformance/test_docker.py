@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ def machine(docked: Docked) -> Iterator[Docked]:
     networks = docked.ask("network", "ls", "-q", "--filter", "driver=weft").split()
     if networks:
         docked.ask("network", "rm", *networks)
+    # Docker no longer lists a network whose removal has begun.
+    with contextlib.suppress(AssertionError):
+        until(lambda: docked.left() == [], 20)
     assert docked.left() == [], docked.log()
 
 

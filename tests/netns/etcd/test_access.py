@@ -141,10 +141,13 @@ async def test_tls_failures_name_endpoint_and_cause(secured: Secured, tmp_path: 
         (replace(good, cert="", key=""), "TLS: it refuses this host's certificate"),
     ):
         store = await open_etcd(settings)
-        with pytest.raises(Unavailable) as caught:
-            await store.get("/weft/v2/a")
-        for endpoint in settings.endpoints:
-            assert f"{endpoint}: {said}" in caught.value.message
+        wanted = {f"{endpoint}: {said}" for endpoint in settings.endpoints}
+        for _ in range(10):  # on a busy machine a handshake may take longer than the time to look for the cause
+            with pytest.raises(Unavailable) as caught:
+                await store.get("/weft/v2/a")
+            if all(one in caught.value.message for one in wanted):
+                break
+        assert {one for one in wanted if one not in caught.value.message} == set()
         await store.close()
 
 
