@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from cluster.records import Block, Network
+from cluster.records import Ask, Block, Network
 from weft import overlay
 from weft.types import Address, Subnet
 
@@ -31,13 +31,14 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Change:
     """From one value of a block's key to another; None: there is no key. ``withhold`` is what must not be
-    leased any more before the change, ``served`` the host whose wish it is.
+    leased any more before the change, ``served`` the host whose wish it is, ``ask`` what is granted.
     """
 
     old: Block | None
     new: Block | None
     withhold: Subnet | None = None
     served: str = ""
+    ask: Ask | None = None
 
     @property
     def subnet(self) -> Subnet:
@@ -152,7 +153,7 @@ def decide(
         change = change or _lent(blocks, node, subnet, used, wanted)
         if change is not None:
             found.append(change)
-    return [*found, *_static_given_back(blocks, node, usage)]
+    return found
 
 
 def _leases(part: Subnet, usage: Usage) -> int:
@@ -179,14 +180,6 @@ def _given_back(
             if change is not None:
                 return change
     return None
-
-
-def _static_given_back(blocks: Blocks, node: str, usage: Usage) -> Iterator[Change]:
-    for part in blocks.of(node):
-        if is_static(blocks.network, part) and part in usage.idle and not _leases(part, usage):
-            change = released(_holding(blocks, part, node), node, part)
-            if change is not None:
-                yield change
 
 
 def _holding(blocks: Blocks, part: Subnet, node: str) -> Block:

@@ -68,6 +68,7 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
             Delete(records.vni_key(network.vni)),
             Delete(records.blocks_prefix(name), prefix=True),
             Delete(f"{records.ROOT}wanted/{name}/", prefix=True),
+            Delete(records.asks_prefix(name), prefix=True),
             Put(records.LIST, name.encode()),
         ]
         # Each host deletes its own record of it when it has removed the network.

@@ -2,8 +2,9 @@
 
 Below ``/weft/v2/overlay/``: ``network/NAME``; ``vni/NUMBER`` with the network's name;
 ``block/NAME/ADDRESS-LENGTH``, who has a block, kept without a lease; ``member/NODE/NAME``, how a host
-takes part; ``wanted/NAME/NODE``, a host that found no free block; and ``networks``, which each change of
-the list of networks rewrites, so that two changes at once do not overlap.
+takes part; ``wanted/NAME/NODE``, a host that found no free block; ``ask/NAME/ADDRESS/NODE``, a host that
+wants a static address which another one has; and ``networks``, which each change of the list of networks
+rewrites, so that two changes at once do not overlap.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LIST = f"{ROOT}networks"
 _LONGEST = {4: 28, 6: 120}
 _STEPS = {4: 8, 6: 16}
 _SHORTEST = {4: 24, 6: 0}
+_STATIC = 4
 Json = dict[str, object]
 Kind = TypeVar("Kind")
 
@@ -102,10 +104,38 @@ class Member:
     revision: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A node that wants a static address which another one has. ``token`` tells it from the asks before;
+    ``refused`` is the other's reason.
+    """
+
+    network: str
+    address: Address
+    node: str
+    token: str
+    refused: str = ""
+    revision: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{asks_prefix(self.network)}{self.address}/{self.node}"
+
+
 def block_length(subnet: Subnet) -> int:
     """The prefix length of a subnet's blocks, unless it was chosen: 256 blocks of a /16."""
     version = subnet.version
     return min(max(subnet.prefixlen + _STEPS[version], _SHORTEST[version]), _LONGEST[version])
+
+
+def static_range(subnet: Subnet, length: int) -> Subnet | None:
+    """The static range of a subnet with blocks of a length, unless one was chosen: its last sixteenth, if it
+    has 32 blocks or more.
+    """
+    if length - subnet.prefixlen < _STATIC + 1:
+        return None
+    number = int(subnet.broadcast_address) + 1 - (1 << (subnet.max_prefixlen - subnet.prefixlen - _STATIC))
+    return ip_network((number, subnet.prefixlen + _STATIC))
 
 
 def without(subnet: Subnet, parts: Iterable[Subnet]) -> tuple[Subnet, ...]:
@@ -140,11 +170,15 @@ def member_key(node: str, network: str) -> str:
     return f"{ROOT}member/{node}/{network}"
 
 
+def asks_prefix(network: str) -> str:
+    return f"{ROOT}ask/{network}/"
+
+
 def wanted_key(network: str, node: str) -> str:
     return f"{ROOT}wanted/{network}/{node}"
 
 
-def encode(value: Network | Block | Member) -> bytes:
+def encode(value: Network | Block | Member | Ask) -> bytes:
     match value:
         case Network():
             found: Json = {
@@ -159,6 +193,8 @@ def encode(value: Network | Block | Member) -> bytes:
                 "notes": dict(value.notes),
                 "keys": dict(value.keys),
             }
+        case Ask():
+            found = {"token": value.token, "refused": value.refused}
         case Block():
             found = {"node": value.node, "parts": {str(part): node for part, node in value.parts}}
         case Member():
@@ -173,7 +209,7 @@ def encode(value: Network | Block | Member) -> bytes:
     return json.dumps({key: one for key, one in found.items() if one not in ("", [], {}, False)}).encode()
 
 
-def decode(entry: Entry) -> Network | Block | Member | None:
+def decode(entry: Entry) -> Network | Block | Member | Ask | None:
     """The value of a key, None for one that has no value of its own. Raises DecodeError."""
     kind, *names = entry.key.removeprefix(ROOT).split("/")
     try:
@@ -183,6 +219,8 @@ def decode(entry: Entry) -> Network | Block | Member | None:
             return _block(names[1], _keys(entry), entry)
         if kind == "member" and len(names) == 2:
             return _member(names[0], names[1], _keys(entry), entry)
+        if kind == "ask" and len(names) == 3:
+            return _ask(names[0], names[1], names[2], _keys(entry), entry.mod_revision)
     except (ValueError, TypeError, RecursionError) as error:
         raise DecodeError(f"{entry.key}: {error}") from error
     return None
@@ -266,6 +304,12 @@ def _require_keys(said: Section) -> None:
         said.problem("keys", str(error))
     for key in ("generation", "ready"):
         said.integer(key, least=1, most=wireguard.LAST_GENERATION)
+
+
+def _ask(network: str, address: str, node: str, keys: Section, revision: int) -> Ask:
+    found = Ask(network, ip_address(address), node, keys.text("token"), keys.text("refused"), revision)
+    _raise(keys)
+    return found
 
 
 def _object(keys: Section, key: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from cluster import records
 from cluster.blocks import Blocks
-from cluster.records import Block, DecodeError, Member, Network
+from cluster.records import Ask, Block, DecodeError, Member, Network
 from store import Batch, Entry, Range
 from weft import files
 
@@ -36,7 +36,7 @@ class View:
         self.held: set[str] = set()
         """Keys that the store lacks, and that are believed to be lost there, not removed."""
         self._entries: dict[str, Entry] = {}
-        self._values: dict[str, Network | Block | Member] = {}
+        self._values: dict[str, Network | Block | Member | Ask] = {}
 
     # Reading
 
@@ -80,6 +80,12 @@ class View:
                 words = entry.value.decode("utf-8", "replace").split()
                 found[key.removeprefix(prefix)] = [int(one) for one in words if one in ("4", "6")]
         return found
+
+    def asks(self, network: str) -> list[Ask]:
+        """What hosts ask of static addresses, the first one first."""
+        prefix = records.asks_prefix(network)
+        found = (one for key, one in self._values.items() if key.startswith(prefix) and isinstance(one, Ask))
+        return sorted(found, key=lambda one: one.revision)
 
     def values_below(self, prefix: str) -> list[tuple[str, bytes]]:
         """The keys with a prefix, and their values as they are stored."""

@@ -46,9 +46,15 @@ def read(ipam: Section, *, network: str, arguments: Mapping[str, str], args_cni:
 
 
 def sets_of(network: OverlayNetwork) -> Iterator[tuple[Range, ...]]:
-    """A set for each subnet of which this host has blocks: its free parts, and the static ones."""
+    """A set for each subnet of which this host has blocks: its free parts, and the static ranges."""
     for subnet in network.subnets:
         blocks = [one for one in network.blocks if one.version == subnet.version]
+        if blocks and network.kept:
+            # The agent gets any address of a static range for this host, if it is free.
+            static = [one for one in network.static if one.version == subnet.version]
+            dynamic = [one for one in blocks if not network.is_static(one[0])]
+            # Those that are leased here, and in no block of this host's, may be within another one.
+            blocks = [*dynamic, *(one for one in static if not any(one != o and one[0] in o for o in static))]
         if blocks:
             yield tuple(each for block in sorted(blocks) for each in _ranges(network, subnet, block))
 

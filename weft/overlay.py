@@ -71,9 +71,11 @@ class OverlayNetwork:
 
     @cached_property
     def own(self) -> dict[int, Address]:
-        """This host's own address of each IP version: the first host address of its first block."""
+        """This host's own address of each IP version: the first host address of its first block, not of a
+        block of one address, which may move to another host.
+        """
         found: dict[int, Address] = {}
-        for block in self.blocks:
+        for block in sorted(self.blocks, key=lambda one: one.num_addresses == 1):
             if block.version not in found:
                 found[block.version] = next(one for one in hosts(block) if one != self.gateway)
         return found
@@ -88,6 +90,10 @@ class OverlayNetwork:
             address = self.gateway if self.gateway is not None and subnet.version == 4 else subnet[1]
             found.append(ip_interface((address, subnet.prefixlen)))
         return tuple(found)
+
+    def is_static(self, address: Address) -> bool:
+        """Whether an address is in a static range."""
+        return any(one.version == address.version and address in one for one in self.static)
 
     def subnet_of(self, block: Subnet) -> Subnet | None:
         """The network's subnet that a block is part of, None if there is none."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
-from cluster import records
+from cluster import records, static
 from cluster.blocks import Blocks, Change, Usage, Wish, decide
 from cluster.host_files import own_blocks
-from cluster.records import Network
+from cluster.records import Ask, Network
+from cluster.static import Asking, Refusal
 from cluster.view import View
 from cni_plugin.agent.overlay_host import Look
 from store import Compare, Delete, Put, Store
+from weft.claims import Claim
 from weft.types import Address, Subnet
 
 log = logging.getLogger(__name__)
 
 IDLE = 600.0
 """Seconds that a block has no lease before it is given back."""
+_ASK_SECONDS = 15.0
+_ANSWER_SECONDS = 3.0
+"""Seconds after which a claim of addresses is answered also if no other host does."""
 Withhold = Callable[[tuple[Subnet, ...]], Awaitable[frozenset[Address]]]
 """Leases from these parts alone from now on; returns the leases that there are then."""
 
@@ -33,6 +39,7 @@ class OwnBlocks:
         self._wake = wake
         self._idle_since: dict[tuple[str, Subnet], float] = {}
         self._withheld: dict[str, dict[Subnet, tuple[Subnet, int]]] = {}
+        self._answered: dict[str, set[str]] = {}
 
     def of(self, network: Network, blocks: Blocks, look: Look) -> tuple[Subnet, ...]:
         """What this host may lease from."""
@@ -55,6 +62,45 @@ class OwnBlocks:
                 await self._wish(network, step)
             else:
                 await self._make(network, blocks, look, step, withhold)
+        claims = look.claims.get(network.name, ()) if joined else ()
+        for each in static.decide(blocks, self._node, leased, claims, self._view.asks(network.name)):
+            match each:
+                case Asking(ask):
+                    await self._ask(network, ask)
+                case Refusal(ask):
+                    same = Compare(ask.key, "mod", ask.revision)
+                    await self._store.transact([same], [Put(ask.key, records.encode(ask), await self._ask_lease())])
+                case Change():
+                    await self._make(network, blocks, look, each, withhold)
+
+    async def _ask(self, network: Network, ask: Ask) -> None:
+        """Write an ask, which ends by itself: nobody must hand over an address to a host that is gone."""
+        await self._store.transact([_same(network)], [Put(ask.key, records.encode(ask), await self._ask_lease())])
+
+    async def _ask_lease(self) -> int:
+        return await self._store.grant(_ASK_SECONDS)
+
+    def answers(self, network: Network, blocks: Blocks, look: Look, problem: str) -> Iterator[tuple[Claim, str]]:
+        """The claims of static addresses that can be answered now, each with why it is refused, "" if it is
+        not; for the others a pass is made soon. ``problem`` is the store's, or why the host takes no part.
+        """
+        known = self._answered.setdefault(network.name, set())
+        claims = look.claims.get(network.name, ())
+        known &= {one.token for one in claims}
+        own = {one[0] for one in self.of(network, blocks, look) if one.num_addresses == 1}
+        for claim in claims:
+            if claim.token in known:
+                continue
+            late = time.time() - claim.written > _ANSWER_SECONDS
+            unanswered = problem or "no host answers"
+            found = static.answer(
+                blocks, self._node, claim, own, self._view.asks(network.name), unanswered if late else ""
+            )
+            if found is None:
+                asyncio.get_running_loop().call_later(_ANSWER_SECONDS / 2, self._wake)
+            else:
+                known.add(claim.token)
+                yield claim, found
 
     def _idle(self, network: Network, blocks: Blocks, leased: frozenset[Address]) -> frozenset[Subnet]:
         now, found = time.monotonic(), set()
@@ -87,6 +133,9 @@ class OwnBlocks:
             served = records.wanted_key(network.name, step.served)
             same.append(Compare(served, "create", 0, "!="))
             operations.append(Delete(served))
+        elif step.ask is not None:
+            same.append(Compare(step.ask.key, "mod", step.ask.revision))
+            operations.append(Delete(step.ask.key))
         elif step.old is None and self._view.entry(wanted) is not None:
             operations.append(Delete(wanted))
         outcome = await self._store.transact(same, operations)
@@ -94,9 +143,7 @@ class OwnBlocks:
             "network %s: block %s %s",
             network.name,
             step.withhold or step.subnet,
-            ("claimed" if step.old is None else "given back" if not step.served else f"lent to {step.served}")
-            if outcome.succeeded
-            else "was changed by another host meanwhile",
+            _done(step) if outcome.succeeded else "was changed by another host meanwhile",
         )
         if not outcome.succeeded and step.withhold is not None:
             self._withheld.get(network.name, {}).pop(step.withhold, None)
@@ -117,6 +164,14 @@ class OwnBlocks:
             self._wake()
             return False
         return True
+
+
+def _done(step: Change) -> str:
+    if step.old is None:
+        return "claimed"
+    if step.ask is not None:
+        return f"handed over to {step.ask.node}"
+    return f"lent to {step.served}" if step.served else "given back"
 
 
 def _same(network: Network) -> Compare:

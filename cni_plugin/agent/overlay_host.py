@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -26,7 +27,8 @@ from cni_plugin.service.removal import remove_network
 from cni_plugin.service.verbs import Service
 from ipam.directory import as_address
 from ipam.host_local_config import DATA_DIRECTORY
-from weft import files, identity, wireguard
+from weft import claims, files, identity, wireguard
+from weft.claims import Claim
 from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
@@ -34,6 +36,8 @@ from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Address
 
 _PODMAN = "/etc/containers"
+_ADD_SECONDS = 120.0
+"""An ADD that has not leased what it claims after so long never will."""
 _SOMEWHERE = ip_address("192.0.2.1")
 """An underlay address (RFC 5737) to try a configuration with."""
 
@@ -42,7 +46,7 @@ _SOMEWHERE = ip_address("192.0.2.1")
 class Look:
     """What was found on this host: the networks with a file of the agent's (``joined``), those with
     containers, the leases of each, why it cannot take part in one that it has not joined, and its public keys of
-    each encrypted one, by generation.
+    each encrypted one, by generation, and what containers of each claim of static addresses.
     """
 
     host: Host | None
@@ -51,6 +55,7 @@ class Look:
     leased: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     conflicts: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)
 
 
 class OverlayHost:
@@ -85,7 +90,9 @@ class OverlayHost:
             new = [one for one in known if not service.recorded_shared(one.name)]
             conflicts = self._conflicts(service, new) if new else {}
             public = {name: self._public_keys(name, generations) for name, generations in keys.items()}
-            return Look(self._underlay(service), joined, attached, leased, conflicts, public)
+            return Look(
+                self._underlay(service), joined, attached, leased, conflicts, public, _claims(service.host.run, leased)
+            )
 
     def _public_keys(self, name: str, generations: tuple[int, ...]) -> dict[int, str]:
         """The public keys of an encrypted network, whose private ones are made where there are none."""
@@ -128,9 +135,9 @@ class OverlayHost:
             with contextlib.suppress(OSError):
                 found.append((name, os.stat(os.path.join(DATA_DIRECTORY, name)).st_mtime_ns))
         with contextlib.closing(LinuxKernel()) as kernel:
-            records = os.path.join(ThisHost.current(kernel).run, "networks")
-            with contextlib.suppress(OSError):
-                found.append(os.stat(records).st_mtime_ns)
+            for folder in ("networks", claims.FOLDER):
+                with contextlib.suppress(OSError):
+                    found.append(os.stat(os.path.join(ThisHost.current(kernel).run, folder)).st_mtime_ns)
             found.append(self._address or str(default_route.address(kernel.host)))
         return tuple(found)
 
@@ -152,6 +159,11 @@ class OverlayHost:
             overlays.set_up(service, json.dumps(config).encode())
         clustered.offer(network, self.folders, podman=os.path.isdir(_PODMAN))
         return found
+
+    def answer(self, claim: Claim, refused: str) -> None:
+        """Tell a container's ADD what came of its claim of addresses. Raises StateDamaged."""
+        with contextlib.closing(LinuxKernel()) as kernel:
+            claims.answer(ThisHost.current(kernel).run, claim, refused)
 
     def withhold(self, network: str, own: Json) -> frozenset[Address]:
         """Lease from these blocks alone from now on; the leases that there are then."""
@@ -208,6 +220,17 @@ def _leased(network: str) -> Iterator[Address]:
     for name in names:
         if (found := as_address(name)) is not None:
             yield found
+
+
+def _claims(run: str, leased: Mapping[str, frozenset[Address]]) -> dict[str, tuple[Claim, ...]]:
+    """The claims of each network; those that an ADD has left which was killed are removed."""
+    found: dict[str, tuple[Claim, ...]] = {}
+    for one in claims.listed(run):
+        if time.time() - one.written > _ADD_SECONDS and not leased.get(one.network, frozenset()) & {*one.addresses}:
+            claims.remove(run, one.network, one.container, one.interface)
+        else:
+            found[one.network] = (*found.get(one.network, ()), one)
+    return found
 
 
 def _replace(path: str, content: bytes) -> bool:

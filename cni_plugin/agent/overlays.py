@@ -238,6 +238,8 @@ class Overlays:
         async def withhold(own: tuple[Subnet, ...]) -> frozenset[Address]:
             return await self._run(self._host.withhold, network.name, self._files(network, blocks, look, own)[0])
 
+        for claim, refused in self._own.answers(network, blocks, look, problem or self.store_problem):
+            await self._run(self._host.answer, claim, refused)
         start = random.randrange(1 << 24)
         await self._own.change(network, blocks, look, start, withhold, joined=not problem)
         return problem

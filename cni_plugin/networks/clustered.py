@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address, ip_network
 
-from cluster.records import Network, block_length
+from cluster.records import Network, block_length, static_range
 from cni_plugin.networks import conflists
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.create import VERSION
@@ -51,6 +51,11 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
     file_keys = given.section("keys")
     keys.problems.raise_any()
     lengths = tuple(length if length and one.version == 4 else block_length(one) for one in subnets)
+    chosen = {one.version for one in static}
+    ranges = (
+        static_range(one, block) for one, block in zip(subnets, lengths, strict=True) if one.version not in chosen
+    )
+    static = (*static, *(one for one in ranges if one is not None))
     kept = notes.raw("labels"), notes.raw("options"), notes.raw("created"), notes.raw("internal")
     about = dict(zip(("labels", "options", "created", "internal"), kept, strict=True))
     plugin = raw[0] if isinstance(raw[0], dict) else {}

@@ -16,7 +16,7 @@ FOLDER = "names"
 _WHAT = "the container's names"
 SOCKET = "agent.sock"
 _END_TIMEOUT = 1.0  # seconds to wait for an agent at the end of an attachment
-_AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
+AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Announced(Operation):
         if _content(path) != self.document:
             files.make_directory(os.path.dirname(path), "containers' names")
             files.write(path, self.document.encode(), _WHAT)
-        _AGENT.ensure(_socket(machine))
+        AGENT.ensure(_socket(machine))
         if refused := self.remarks(machine).refused:
             self.undo(machine)
             raise Conflict("; ".join(refused), hint="give the service another name, or see docs/services.md")
@@ -45,32 +45,33 @@ class Announced(Operation):
 
     def undo(self, machine: Machine) -> None:
         files.remove(self._path(machine), _WHAT)
-        remarks.remove(_run(machine), mark_digest(self.mark))
+        remarks.remove(run_folder(machine), mark_digest(self.mark))
         daemons.refresh(_socket(machine), _END_TIMEOUT)
 
     def mismatch(self, machine: Machine) -> str | None:
         if _content(self._path(machine)) != self.document:
             return f"the container's names are not in {self._path(machine)}"
-        _AGENT.ensure(_socket(machine))
+        AGENT.ensure(_socket(machine))
         return None
 
     def remarks(self, machine: Machine) -> Remarks:
         """What the agent does not do as asked."""
-        return remarks.read(_run(machine), mark_digest(self.mark))
+        return remarks.read(run_folder(machine), mark_digest(self.mark))
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"weft agent  # reads {self.document}",)
 
     def _path(self, machine: Machine) -> str:
-        return os.path.join(_run(machine), FOLDER, f"{mark_digest(self.mark)}.json")
+        return os.path.join(run_folder(machine), FOLDER, f"{mark_digest(self.mark)}.json")
 
 
-def _run(machine: Machine) -> str:
+def run_folder(machine: Machine) -> str:
+    """The host's folder in /run."""
     return os.path.dirname(machine.leases.index)
 
 
 def _socket(machine: Machine) -> str:
-    return os.path.join(_run(machine), SOCKET)
+    return os.path.join(run_folder(machine), SOCKET)
 
 
 def _content(path: str) -> str | None:

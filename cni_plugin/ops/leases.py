@@ -30,8 +30,16 @@ class PoolLease(Lease):
     file: str = ""
 
     def reserve(self, machine: Machine) -> Result:
-        """Raises Busy also where the host has just given away the block that it leased from."""
-        found = host_local.reserve(self.pool, self.owner, machine.leases)
+        """Raises Busy also where the host has just given away the block that it leased from, and Conflict
+        where another host has a requested static address.
+        """
+        claimed = self._claim(machine)
+        try:
+            found = host_local.reserve(self.pool, self.owner, machine.leases)
+        except WeftError:
+            if claimed:
+                self._end_claim(machine)
+            raise
         if self.file:
             # The agent takes a block out of the file, and then looks for leases; here it is the other way round.
             blocks = overlay.read_network(self.file, self.pool.network).blocks
@@ -61,6 +69,25 @@ class PoolLease(Lease):
 
     def undo(self, machine: Machine) -> None:
         host_local.release(self.pool.directory, self.pool.network, self.owner, machine.leases)
+        if self.file and self.pool.requested:
+            self._end_claim(machine)
+
+    def _claim(self, machine: Machine) -> bool:
+        """Have the cluster record that static addresses are at this host; whether there are any."""
+        if not self.file or not self.pool.requested:
+            return False
+        network = overlay.read_network(self.file, self.pool.network)
+        asked = [one for one in self.pool.requested if network.kept and network.is_static(one)]
+        if asked:
+            from cni_plugin.ops import claiming  # only containers with static addresses need it
+
+            claiming.claim(machine, self.pool.network, self.owner, asked)
+        return bool(asked)
+
+    def _end_claim(self, machine: Machine) -> None:
+        from cni_plugin.ops import claiming
+
+        claiming.end(machine, self.pool.network, self.owner, self.pool.requested)
 
     def mismatch(self, machine: Machine) -> str | None:
         return host_local.lacks(self.pool, self.owner, self.addresses, machine.leases)
