@@ -17,10 +17,11 @@ from itertools import groupby
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import KernelRefused
 from weft.identity import mark
-from weft.kernel.interface import Namespace, UserChain, hook_of
+from weft.kernel.firewall_chains import OWN_CHAIN, Firewalls, UserChain, hook_of
+from weft.kernel.interface import Namespace
 from weft.types import Address, Subnet
 
-CHAIN = "WEFT-FORWARD"
+CHAIN = OWN_CHAIN
 TRUSTED = "trusted"
 _DOCKER_USER = "DOCKER-USER"
 _DOCKERS_OWN = ("docker0", "docker_gwbridge")
@@ -82,8 +83,12 @@ class PassedOn(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.firewalls()
         for chain in there.user_chains:
-            if chain.drops and chain.marks.count(self.mark) < len(self._rules(chain)):
-                return f"{_PROGRAMS[chain.version]} lacks the rules for {self._about} in {chain.name}"
+            if chain.drops and (wanted := len(self._rules(chain))):
+                program = _PROGRAMS[chain.version]
+                if chain.seen.count(self.mark) < wanted:
+                    return f"{program} lacks the rules for {self._about} in {chain.name}"
+                if not self.names and not _has_own_chain(there, chain):
+                    return f"{program} lacks rules in weft's chain {CHAIN}, or has others there"
         try:
             place = next(self._zoneless(machine.host), "") if there.firewalld else ""
         except KernelRefused as error:
@@ -112,11 +117,26 @@ class PassedOn(Operation):
         return (place for place in self._places if host.firewalld_zone(place) == "")
 
     def _missing(self, host: Namespace, chains: list[UserChain], there: tuple[str, ...]) -> list[str]:
-        """The lines that add what a table lacks."""
-        lines = _chain_lines(host, there) if not self.names and any(map(self._rules, chains)) else []
+        """The lines that add what a table lacks, and delete rules of this operation that see no packet."""
+        lines: list[str] = []
+        if not self.names and any(map(self._rules, chains)):
+            if former := _renamed(there):
+                lines.append(f"-E {former} {CHAIN}")  # what jumps to it goes on doing so
+                name = re.compile(rf"(^:|^-A | -j ){re.escape(former)}(?= |$)")
+                there = tuple(name.sub(rf"\g<1>{CHAIN}", line) for line in there)
+            lines += _chain_lines(host, there)
         for chain in chains:
-            wanted = [line for line in self._rules(chain) if line not in there]
-            lines += [line.replace("-A ", "-I ", 1) if chain.name == _DOCKER_USER else line for line in wanted]
+            wanted = self._rules(chain)
+            rules = [line for line in there if line.startswith(f"-A {chain.name} ")]
+            mine = [line for line in rules if commented(self.mark) in line]
+            end = f"-A {chain.name} -j RETURN"
+            seen = rules[: rules.index(end)] if end in rules else rules
+            lines += [f"-D {line[3:]}" for line in mine if line not in seen or line not in wanted]
+            kept = [line for line in seen if line not in mine or line in wanted]
+            # In Docker's chain before all others; elsewhere after them, as far as they see packets.
+            place = 1 if chain.name == _DOCKER_USER else len(kept) + 1 if len(seen) < len(rules) else 0
+            new = [line for line in wanted if line not in kept]
+            lines += [line.replace(f"-A {chain.name}", f"-I {chain.name} {place}") if place else line for line in new]
         return lines
 
     def _rules(self, chain: UserChain) -> list[str]:
@@ -207,11 +227,44 @@ def _chain_lines(host: Namespace, there: tuple[str, ...]) -> list[str]:
         for name in sorted(name for name in links if name not in docker and not _DOCKERS_NAME.fullmatch(name)):
             rules += [f"{way} {name} -j ACCEPT" for way in ("-o", "-i")]
         rules += [f"{way} br-+ -j RETURN" for way in ("-o", "-i")]
-    wanted = [f"-A {CHAIN} {rule}" for rule in (*rules, "-j ACCEPT")]
+    rules.append("-j ACCEPT")
+    marks = _own_marks(len(rules))
+    wanted = [
+        f"-A {CHAIN} {match}{commented(mark)} -j {target}"
+        for mark, (match, _, target) in zip(marks, (rule.rpartition("-j ") for rule in rules), strict=True)
+    ]
     if [line for line in there if line.startswith(f"-A {CHAIN} ")] == wanted:
         return []
     declared = any(line.startswith(f":{CHAIN} ") for line in there)
     return [f"-F {CHAIN}" if declared else f"-N {CHAIN}", *wanted]
+
+
+def _own_marks(count: int) -> tuple[str, ...]:
+    """The comments of the rules in ``CHAIN``, in their order: what is missing or moved there shows without
+    running iptables-save.
+    """
+    return tuple(mark("forward", str(number), str(count)) for number in range(count))
+
+
+def _has_own_chain(there: Firewalls, chain: UserChain) -> bool:
+    """Whether ``CHAIN`` of a chain's table has all of its rules and no others."""
+    return any(
+        (one.version, one.backend) == (chain.version, chain.backend)
+        and one.rules
+        and one.rules == _own_marks(len(one.rules))
+        for one in there.own_chains
+    )
+
+
+def _renamed(there: tuple[str, ...]) -> str:
+    """The name that another program has given to ``CHAIN``, "" while there is one of that name."""
+    names = [line[1:].split(" ")[0] for line in there if line.startswith(":")]
+    for name in () if CHAIN in names else names:
+        rules = [line for line in there if line.startswith(f"-A {name} ")]
+        marks = _own_marks(len(rules))
+        if rules and all(commented(mark) in line for mark, line in zip(marks, rules, strict=True)):
+            return name
+    return ""
 
 
 def _docker_links(there: tuple[str, ...]) -> list[str]:

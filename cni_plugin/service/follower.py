@@ -37,7 +37,7 @@ QUIET = 1.0
 that finds other rules than it has just written fails.
 """
 LONGEST = 5.0
-"""Seconds from a deletion there to the restoration, however busy other programs are."""
+"""Seconds from a change there to the restoration, however busy other programs are."""
 _RETRY = 0.2  # seconds to the next look at attachments that a call held locked, or after an error
 _CLAIM = 1.0  # seconds to the next attempt to own the guard's table, whose former owner may not have ended yet
 _NEVER = 86400.0  # seconds; select(2) knows no infinity
@@ -180,19 +180,19 @@ class Follower:
 
 class _Postponed:
     """The look at other firewalls' rules: ``quiet`` seconds after their last change, LONGEST after the
-    first deletion.
+    first that may concern weft's; at once after a change of weft's own chain there alone.
     """
 
     def __init__(self, quiet: float) -> None:
         self._quiet = quiet
         self._since: float | None = None
-        self._last = 0.0
+        self._last = float("-inf")
 
     def note(self, changes: Changes) -> None:
         now = time.monotonic()
         if changes.firewalls and self._since is None:
             self._since = now
-        if changes.firewalls or changes.others:
+        if changes.others:
             self._last = now
 
     def clear(self) -> None:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from netns.test_follow import EXPECTED, Ground, daemon
+from netns.test_follow import EXPECTED, Ground, daemon, folder
 
 from cni_plugin.ops.firewalls import CHAIN
+from cni_plugin.service import restorations
 from cni_plugin.service.follower import LONGEST, QUIET
 from lab.host import Host
 from lab.waiting import until
@@ -105,6 +106,44 @@ def test_rules_in_other_firewalls_come_back(walled: Ground, host: Host) -> None:
         until(lambda: {version: sorted(rules(host, version)[0]) for version in (4, 6)} == own, EXPECTED, command)
         assert [rules(host, version)[1] for version in (4, 6)] == others
     assert listed(host, "inet weft") == tables
+
+
+PARTS = {
+    "own chain flushed": "-F {own}",
+    "own rule deleted": "-D {own} 1",
+    "rule before weft's": "-I {own} -i lan7 -j DROP",
+    "own rule replaced": "-R {own} 1 -j DROP",
+    "own chain renamed": "-E {own} THEIRS",
+    "end before weft's jumps": "-I {chain} -j RETURN",
+    "jump moved behind the end": "-A {chain} -j RETURN; -D {jump}; -A {jump}",
+    "policy": "-P FORWARD ACCEPT; -D {jump}; -P FORWARD DROP",
+}
+
+
+def test_each_part_of_the_rules_comes_back(walled: Ground, host: Host) -> None:
+    """Whatever part of them another program changes, packets pass again and ``check`` finds nothing; what
+    it has added elsewhere stays. Changes of weft's own chain alone are restored at once.
+    """
+    own = rules(host)[0]
+    [chain] = [name for name in CHAINS if f":{name} -" in rules(host)[1]]
+    jump = next(line for line in own if line.startswith(f"-A {chain} ")).removeprefix("-A ").replace('"', "")
+    others = set(rules(host)[1])
+    for part, commands in PARTS.items():
+        before = restorations.read(str(folder())).count
+        for command in commands.split("; "):
+            host.run("iptables-nft", *command.format(own=CHAIN, chain=chain, jump=jump).split())
+        began = time.monotonic()
+        until(lambda: restorations.read(str(folder())).count > before, EXPECTED, part)  # noqa: B023
+        print(f"{part}: {time.monotonic() - began:.2f} s")
+        until(lambda: not walled.complaints(), EXPECTED, part)
+        now, ours = rules(host)[1], rules(host)[0]
+        assert sorted(ours) == sorted(own), part
+        assert {line for line in now if "WEFT" in line or "THEIRS" in line} == set(), part
+        assert others - {*now} == set(), part
+        order = [line for line in host.run("iptables-nft", "-S", chain).stdout.splitlines() if line.startswith("-A")]
+        end = f"-A {chain} -j RETURN"
+        assert all(order.index(line) < order.index(end) for line in order if CHAIN in line and end in order), part
+        host.run("iptables-nft", "-D", chain, "-j", "RETURN", check=False)
 
 
 @pytest.mark.parametrize("walled", ["DOCKER-USER"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -68,8 +69,8 @@ def ufw(table: FakeIptables) -> None:
 
 def rules(host: FakeNamespace, chain: str, version: int = 4) -> list[str]:
     """A chain's rules, without comments."""
-    return [" ".join(rule.split(' -m comment --comment "weft:')[0:1] + rule.split('" ')[1:])
-            for rule in host.tables[version].chains["filter"].get(chain, [])]  # fmt: skip
+    there = host.tables[version].chains["filter"].get(chain, [])
+    return [re.sub(r'-m comment --comment "weft:[0-9a-f]*" ', "", rule) for rule in there]
 
 
 def test_a_host_without_other_firewalls_is_left_alone(weft: Weft, host: FakeNamespace) -> None:
@@ -148,6 +149,65 @@ def test_rules_come_back_with_the_next_add_and_by_repair(
     ipam = {**IPAM, "addresses": [{"address": "10.80.0.3/24", "gateway": "10.80.0.1"}]}
     weft.add({**BRIDGE, "ipam": ipam}, "/run/netns/c2", container="c2")
     assert len(rules(host, "DOCKER-USER")) == whole
+
+
+def partial_changes() -> dict[str, list[str]]:
+    """What another program may do to a part of weft's rules, as lines of iptables-restore."""
+    jump = '-i blue0 -m comment --comment "{mark}" -j WEFT-FORWARD'
+    return {
+        "flushed": ["-F WEFT-FORWARD"],
+        "first rule deleted": ["-D WEFT-FORWARD {first}"],
+        "rule inserted": ["-I WEFT-FORWARD 1 -j DROP"],
+        "moved": ["-D WEFT-FORWARD {first}", "-A WEFT-FORWARD {first}"],
+        "replaced": ["-D WEFT-FORWARD {first}", "-I WEFT-FORWARD 1 -i lan9 -j DROP"],
+        "renamed": ["-E WEFT-FORWARD THEIRS"],
+        "jump deleted": [f"-D DOCKER-USER {jump}"],
+        "jump moved behind the end": [f"-D DOCKER-USER {jump}", f"-A DOCKER-USER {jump}"],
+        "end before the jumps": ["-I DOCKER-USER 1 -j RETURN"],
+        "users' chain flushed": ["-F DOCKER-USER"],
+    }
+
+
+@pytest.mark.parametrize("change", partial_changes())
+def test_each_part_of_the_rules_is_missed_and_comes_back(
+    service: Service, weft: Weft, host: FakeNamespace, change: str
+) -> None:
+    docker(host.tables[4], "docker0")
+    result = weft.add(BRIDGE, NETNS)
+    chains = host.tables[4].chains["filter"]
+    own, users = chains["WEFT-FORWARD"], sorted(chains["DOCKER-USER"])
+    [mark] = re.findall(r"weft:[0-9a-f]{16}", chains["DOCKER-USER"][0])
+    host.tables[4].restore("filter", [line.format(mark=mark, first=own[0]) for line in partial_changes()[change]])
+    assert "iptables lacks" in weft.check(BRIDGE, result, NETNS)
+    assert shared.repair(service).changed == 1
+    assert weft.check(BRIDGE, result, NETNS) == ""
+    after = host.tables[4].chains["filter"]
+    assert after["WEFT-FORWARD"] == own and "THEIRS" not in after
+    found = after["DOCKER-USER"]
+    ends = [one for one in found if one == "-j RETURN"]
+    assert sorted({*found} - {*ends}) == sorted({*users} - {"-j RETURN"}), "each jump once"
+    assert found.index("-j RETURN") == 2 if ends else len(found) == 2
+    assert shared.repair(service).changed == 0
+
+
+def test_a_rule_of_the_administrator_stays_before_weft_s(service: Service, weft: Weft, host: FakeNamespace) -> None:
+    """It is for them to close what weft would let pass."""
+    docker(host.tables[4], "docker0")
+    result = weft.add(BRIDGE, NETNS)
+    host.tables[4].restore("filter", ["-I DOCKER-USER 1 -s 10.80.0.2/32 -j DROP"])
+    assert weft.check(BRIDGE, result, NETNS) == ""
+    assert shared.repair(service).changed == 0
+    assert rules(host, "DOCKER-USER")[0] == "-s 10.80.0.2/32 -j DROP"
+
+
+def test_rules_go_before_the_end_of_ufw_s_chain(service: Service, weft: Weft, host: FakeNamespace) -> None:
+    ufw(host.tables[4])
+    weft.add(BRIDGE, NETNS)
+    host.tables[4].restore("filter", ["-I ufw-user-forward 2 -j RETURN"])
+    assert shared.repair(service).changed == 1
+    assert rules(host, "ufw-user-forward")[0::3] == ["-i lan0 -j DROP", "-j RETURN"]
+    assert len(rules(host, "ufw-user-forward")) == 4
+    assert shared.repair(service).changed == 0
 
 
 def test_the_last_network_takes_the_rules_back(service: Service, weft: Weft, host: FakeNamespace) -> None:

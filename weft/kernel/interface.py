@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Protocol
 
+from weft.kernel.firewall_chains import Firewalls
 from weft.kernel.schema import Tables
 from weft.types import Address, Cidr, NamespaceId, Route, Subnet
 
@@ -635,41 +636,6 @@ class Namespace(Protocol):
 
         *Equivalent to:* ``firewall-cmd --zone=ZONE --add-interface=LINK``.
         """
-
-
-USER_CHAINS = {
-    4: ("DOCKER-USER", "ufw-user-forward", "ufw-user-input"),
-    6: ("DOCKER-USER", "ufw6-user-forward", "ufw6-user-input"),
-}
-"""Chains of iptables' table filter that other firewalls keep for administrators' rules, by IP version."""
-
-
-@dataclass(frozen=True, slots=True)
-class UserChain:
-    """One of ``USER_CHAINS``, weft's marks in its rules' comments (sorted; one for each rule that has one),
-    and whether the policy of the base chain that leads there ``drops`` what no rule accepts.
-
-    ``backend`` is ``nft`` or ``legacy``, since both iptables may be in use.
-    """
-
-    version: int
-    name: str
-    marks: tuple[str, ...]
-    drops: bool = True
-    backend: str = "nft"
-
-
-@dataclass(frozen=True, slots=True)
-class Firewalls:
-    """The chains of ``USER_CHAINS`` that exist, and whether firewalld's table does."""
-
-    user_chains: tuple[UserChain, ...] = ()
-    firewalld: bool = False
-
-
-def hook_of(chain: str) -> str:
-    """The built-in chain that leads to one of ``USER_CHAINS``."""
-    return "INPUT" if chain.endswith("-input") else "FORWARD"
 
 
 @dataclass(frozen=True, slots=True)

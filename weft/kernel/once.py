@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar, cast
 
-from weft.kernel.interface import FdbEntry, Firewalls, Kernel, Link, Namespace, Ruleset
+from weft.kernel.firewall_chains import Firewalls
+from weft.kernel.interface import FdbEntry, Kernel, Link, Namespace, Ruleset
 from weft.types import Cidr, NamespaceId
 
 _T = TypeVar("_T")

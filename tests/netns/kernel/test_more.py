@@ -13,7 +13,8 @@ from ipaddress import ip_address
 import pytest
 
 from lab.host import Host
-from weft.kernel.interface import Listener, UserChain
+from weft.kernel.firewall_chains import RETURN, UserChain
+from weft.kernel.interface import Listener
 from weft.kernel.linux.kernel import LinuxKernel
 
 
@@ -150,7 +151,16 @@ def test_user_chains_of_both_iptables_backends(host: Host, backend: str, version
         assert kernel.host.firewalls().user_chains == (expected,)
     line = f'-A DOCKER-USER -m comment --comment "{mark}" -j RETURN'
     kernel.host.change_iptables(version, "filter", [line], backend)
+    others = (
+        "-i lo -j RETURN",
+        "-j ACCEPT",
+        "-p tcp -j RETURN",
+        "-s 10.0.0.0/8 -j RETURN" if version == 4 else "-j DROP",
+    )
+    more = [f"-A DOCKER-USER {one}" for one in (*others, "-j RETURN", "-j RETURN")]
+    kernel.host.change_iptables(version, "filter", more, backend)
     [found] = kernel.host.firewalls().user_chains
+    assert found.rules == (mark, *[""] * 4, RETURN, RETURN) and len(found.seen) == 5
     assert found.marks == (mark,) and line in kernel.host.iptables(version, "filter", backend)
     [chain] = [one for one in kernel.host.base_chains() if one.hook == "forward" and version in one.versions]
     assert (chain.policy, chain.owner) == ("drop", program.removesuffix("-nft"))

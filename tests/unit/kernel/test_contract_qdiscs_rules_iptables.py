@@ -9,7 +9,8 @@ import pytest
 from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.interface import USER_CHAINS, Limit, RoutingRule, TrafficClass, UserChain, VethPeer
+from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, UserChain
+from weft.kernel.interface import Limit, RoutingRule, TrafficClass, VethPeer
 
 
 def pair(topology: Topology) -> None:
@@ -195,17 +196,22 @@ def test_chains_for_administrators_and_the_marks_in_them(topology: Topology, ver
     assert host.firewalls().user_chains == ()
     mark = "weft:0123456789abcdef"
     rules = [f'-A {forward} {way} blue0 -m comment --comment "{mark}" -j ACCEPT' for way in ("-i", "-o")]
-    lines = [f"-N {forward}", *rules, f"-N {received}"]
+    own = f'-A {OWN_CHAIN} -i lan0 -m comment --comment "{mark}" -j RETURN'
+    lines = [f"-N {forward}", *rules, f"-N {received}", f"-A {received} -j RETURN", f"-N {OWN_CHAIN}"]
+    lines += [own, f"-A {OWN_CHAIN} -i lan0 -j RETURN", f"-A {OWN_CHAIN} -j ACCEPT"]
     host.change_iptables(version, "filter", lines)
     assert set(host.firewalls().user_chains) == {
         UserChain(version, forward, (mark, mark), drops=False),
-        UserChain(version, received, (), drops=False),
+        UserChain(version, received, (RETURN,), drops=False),
     }
+    assert host.firewalls().own_chains == (UserChain(version, OWN_CHAIN, (mark, "", ""), drops=False),)
     assert lines[1] in host.iptables(version, "filter")
     assert topology.container.firewalls().user_chains == () and not host.firewalls().firewalld
     assert {chain.name for chain in host.base_chains()} >= {"FORWARD"}
-    host.change_iptables(version, "filter", [f"-F {forward}", f"-X {forward}", f"-X {received}"])
-    assert host.firewalls().user_chains == ()
+    host.change_iptables(
+        version, "filter", [f"-{verb} {chain}" for chain in (forward, received, OWN_CHAIN) for verb in "FX"]
+    )
+    assert host.firewalls().user_chains == host.firewalls().own_chains == ()
 
 
 def test_a_new_namespace_has_no_listeners_and_no_conntrack_entries(topology: Topology) -> None:

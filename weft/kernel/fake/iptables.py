@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from weft.errors import KernelRefused
@@ -43,13 +44,19 @@ class FakeIptables:
                 case "-A":
                     after[chain].append(rule)
                 case "-I":
-                    after[chain].insert(0, rule.removeprefix("1 "))
+                    number, _, rest = rule.partition(" ")
+                    place, rule = (int(number) - 1, rest) if number.isdigit() else (0, rule)
+                    after[chain].insert(place, rule)
                 case "-D":
                     if rule not in after[chain]:
                         raise KernelRefused(f"iptables-restore: no such rule in {chain}: {rule}")
                     after[chain].remove(rule)
                 case "-F":
                     after[chain] = []
+                case "-E":
+                    after = {rule if name == chain else name: rules for name, rules in after.items()}
+                    for rules in after.values():
+                        rules[:] = [re.sub(f"-j {chain}$", f"-j {rule}", one) for one in rules]
                 case "-X":
                     used = any(f"-j {chain}" in rule for rules in after.values() for rule in rules)
                     if after[chain] or used or chain in _BUILT_IN[table]:

@@ -9,23 +9,20 @@ from dataclasses import replace
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
+from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, Firewalls, UserChain, hook_of
 from weft.kernel.interface import (
-    USER_CHAINS,
     ClassTraffic,
-    Firewalls,
     Flow,
     Limit,
     Listener,
     RoutingRule,
     TrafficClass,
-    UserChain,
-    hook_of,
 )
 from weft.kernel.verdicts import BaseChain, of_iptables
 from weft.types import Address
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
-_MARKS = re.compile(r"weft:[0-9a-f]{16}")
+_MARK = re.compile(r"weft:[0-9a-f]{16}")
 
 
 class FakeTraffic(FakeState):
@@ -173,18 +170,19 @@ class FakeTraffic(FakeState):
 
     def firewalls(self) -> Firewalls:
         self._called("firewalls")
-        found = (
+        found = [
             UserChain(
                 version,
                 name,
-                tuple(sorted(mark for rule in table.chains["filter"][name] for mark in _MARKS.findall(rule))),
+                tuple(map(_rule, table.chains["filter"][name])),
                 (table.input if hook_of(name) == "INPUT" else table.forward) == "DROP",
             )
             for version, table in self.tables.items()
-            for name in USER_CHAINS[version]
+            for name in (*USER_CHAINS[version], OWN_CHAIN)
             if name in table.chains["filter"]
-        )
-        return Firewalls(tuple(found), self.zones is not None)
+        ]
+        own = tuple(one for one in found if one.name == OWN_CHAIN)
+        return Firewalls(tuple(one for one in found if one not in own), self.zones is not None, own)
 
     def base_chains(self) -> tuple[BaseChain, ...]:
         self._called("base_chains")
@@ -209,3 +207,9 @@ class FakeTraffic(FakeState):
         if version not in self.tables:
             raise KernelLacks("iptables is not installed", hint="install iptables")
         return self.tables[version]
+
+
+def _rule(rule: str) -> str:
+    """See ``UserChain.rules``."""
+    found = _MARK.search(rule)
+    return found[0] if found else RETURN if rule == "-j RETURN" else ""

@@ -10,25 +10,31 @@ import os
 import re
 from collections.abc import Iterator
 
-from weft.kernel.interface import USER_CHAINS, Firewalls, UserChain, hook_of
-from weft.kernel.netlink.attributes import string
+from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, Firewalls, UserChain, hook_of
+from weft.kernel.netlink.attributes import Attributes, parse, parse_list, string
 from weft.kernel.netlink.constants import (
     NF_DROP,
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETRULE,
     NFT_MSG_GETTABLE,
+    NFT_RETURN,
     NFTA_CHAIN_NAME,
     NFTA_CHAIN_POLICY,
     NFTA_CHAIN_TABLE,
+    NFTA_DATA_VERDICT,
+    NFTA_EXPR_DATA,
+    NFTA_EXPR_NAME,
+    NFTA_IMMEDIATE_DATA,
     NFTA_RULE_CHAIN,
     NFTA_RULE_EXPRESSIONS,
     NFTA_RULE_TABLE,
     NFTA_RULE_USERDATA,
     NFTA_TABLE_NAME,
+    NFTA_VERDICT_CODE,
 )
 from weft.kernel.nft.socket import NftSocket
 
-_MARKS = re.compile(rb"weft:[0-9a-f]{16}")
+_MARK = re.compile(rb"weft:[0-9a-f]{16}")
 _FAMILIES = {4: "ip", 6: "ip6"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 HOOKS = {"INPUT": 1, "FORWARD": 2}  # NF_INET_LOCAL_IN, NF_INET_FORWARD
@@ -40,11 +46,16 @@ def firewalls(nft_socket: NftSocket) -> Firewalls:
     tables.append(("inet", (string(NFTA_TABLE_NAME, "firewalld"),)))
     *found, firewalld = nft_socket.get(NFT_MSG_GETTABLE, tables)
     used = [version for version, table in zip(_FAMILIES, found, strict=True) if table is not None]
-    return Firewalls(tuple(_user_chains(nft_socket, used)) if used else (), firewalld is not None)
+    chains = list(_user_chains(nft_socket, used)) if used else []
+    return Firewalls(
+        tuple(one for one in chains if one.name != OWN_CHAIN),
+        firewalld is not None,
+        tuple(one for one in chains if one.name == OWN_CHAIN),
+    )
 
 
 def _user_chains(nft_socket: NftSocket, used: list[int]) -> Iterator[UserChain]:
-    sought = [(version, name) for version in used for name in (*HOOKS, *USER_CHAINS[version])]
+    sought = [(version, name) for version in used for name in (*HOOKS, *USER_CHAINS[version], OWN_CHAIN)]
     table = string(NFTA_CHAIN_TABLE, "filter")
     requests = [(_FAMILIES[version], (table, string(NFTA_CHAIN_NAME, name))) for version, name in sought]
     chains = dict(zip(sought, nft_socket.get(NFT_MSG_GETCHAIN, requests), strict=True))
@@ -52,10 +63,23 @@ def _user_chains(nft_socket: NftSocket, used: list[int]) -> Iterator[UserChain]:
         if there is not None and name not in HOOKS:
             place = string(NFTA_RULE_TABLE, "filter"), string(NFTA_RULE_CHAIN, name)
             rules = nft_socket.get_all(NFT_MSG_GETRULE, _FAMILIES[version], *place, consistent=False)
-            parts = (rule.get(part, b"") for rule in rules for part in (NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA))
             base = chains[version, hook_of(name)] or {}
             drops = base.get(NFTA_CHAIN_POLICY) == NF_DROP.to_bytes(4, "big")
-            yield UserChain(version, name, marks_in(b"\0".join(parts)), drops)
+            yield UserChain(version, name, tuple(map(_rule, rules)), drops)
+
+
+def _rule(rule: Attributes) -> str:
+    """See ``UserChain.rules``."""
+    expressions = rule.get(NFTA_RULE_EXPRESSIONS, b"")
+    if found := mark_in(expressions + b"\0" + rule.get(NFTA_RULE_USERDATA, b"")):
+        return found
+    parts = [parse(one) for one in parse_list(expressions)]
+    verdicts = [one for one in parts if one.get(NFTA_EXPR_NAME) != b"counter\0"]
+    if len(verdicts) != 1 or verdicts[0].get(NFTA_EXPR_NAME) != b"immediate\0":
+        return ""
+    data = parse(parse(verdicts[0].get(NFTA_EXPR_DATA, b"")).get(NFTA_IMMEDIATE_DATA, b""))
+    code = parse(data.get(NFTA_DATA_VERDICT, b"")).get(NFTA_VERDICT_CODE, b"")
+    return RETURN if code == NFT_RETURN.to_bytes(4, "big", signed=True) else ""
 
 
 def legacy_in_use(version: int) -> bool:
@@ -70,5 +94,7 @@ def legacy_in_use(version: int) -> bool:
         os.close(descriptor)
 
 
-def marks_in(data: bytes) -> tuple[str, ...]:
-    return tuple(sorted(mark.decode() for mark in _MARKS.findall(data)))
+def mark_in(rule: bytes) -> str:
+    """The mark in a rule's comment, "" without one."""
+    found = _MARK.search(rule)
+    return found[0].decode() if found else ""

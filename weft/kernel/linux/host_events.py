@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sys import byteorder
 
 from weft.errors import KernelRefused
+from weft.kernel.firewall_chains import OWN_CHAIN, USER_CHAINS
 from weft.kernel.netlink.attributes import parse, string
 from weft.kernel.netlink.constants import (
     IFF_UP,
@@ -29,8 +30,11 @@ from weft.kernel.netlink.constants import (
     NFT_MSG_DELRULE,
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
     NFT_MSG_NEWGEN,
+    NFT_MSG_NEWRULE,
     NFT_MSG_NEWSETELEM,
+    NFTA_RULE_CHAIN,
     NFTA_TABLE_NAME,
     RTM_DELADDR,
     RTM_DELLINK,
@@ -44,8 +48,11 @@ from weft.kernel.netlink.transport import Message, NetlinkSocket
 _MARK = re.compile(rb"weft:([0-9a-f]{16})")
 _BUFFER = 1 << 22  # bytes
 _LINK_FLAGS, _LINK_ATTRIBUTES = 24, 32  # offsets of ifi_flags and of the attributes in a message of a link
+_NFTABLES_ATTRIBUTES = 20  # offset of the attributes in a message of nf_tables
 _ADDRESS_LINK = 20  # offset of ifa_index in a message of an address
 _MOST_DATAGRAMS = 4000  # read at once from one socket; more than that is as good as lost
+_OWN_CHAIN = OWN_CHAIN.encode()
+_CHAINS = tuple({name.encode() + b"\0" for names in USER_CHAINS.values() for name in (*names, OWN_CHAIN)})
 _DELETIONS = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)
 
 
@@ -54,10 +61,10 @@ class Changes:
     """What was changed since the last look.
 
     ``deleted``: one of the watched tables, or all notifications were lost. ``tables``: a chain, rule
-    or set of a watched table. ``firewalls``: something of another table was deleted; ``others``: it
-    was changed in any way, apart from elements of sets. ``addresses``: the links, by
-    index, of which an address was removed. ``marks``: the digests in the marks of changed links and
-    deleted elements.
+    or set of a watched table. ``firewalls``: of another table something was deleted, a chain changed
+    or another program's rule added in a chain where weft has some; ``others``: it was changed in any way, apart from
+    elements of sets and weft's own chain in it. ``addresses``: the links, by index, of which an address
+    was removed. ``marks``: the digests in the marks of changed links and deleted elements.
     """
 
     deleted: bool = False
@@ -148,8 +155,8 @@ class HostEvents:
             if kind >> 8 != NFNL_SUBSYS_NFTABLES or (kind := kind & 0xFF) in (NFT_MSG_NEWGEN, NFT_MSG_NEWSETELEM):
                 continue
             if not any(name in message for name in self._names):
-                firewalls |= kind in _DELETIONS
-                others |= kind != NFT_MSG_DELSETELEM
+                firewalls |= kind in _DELETIONS or kind == NFT_MSG_NEWCHAIN or _is_before_own(kind, message)
+                others |= kind != NFT_MSG_DELSETELEM and not _is_in_own_chain(kind, message)
             elif kind == NFT_MSG_DELSETELEM:
                 marks.update(one.decode() for one in _MARK.findall(message))
             else:
@@ -183,3 +190,15 @@ class HostEvents:
         flags = int.from_bytes(message[_LINK_FLAGS : _LINK_FLAGS + 4], byteorder)
         alone = IFLA_MASTER not in attributes and b"bridge\0" not in attributes.get(IFLA_LINKINFO, b"")
         return resized or alone or not flags & IFF_UP
+
+
+def _is_before_own(kind: int, message: bytes) -> bool:
+    """Whether a rule was added where weft has some, and is none of these."""
+    return kind == NFT_MSG_NEWRULE and any(one in message for one in _CHAINS) and not _MARK.search(message)
+
+
+def _is_in_own_chain(kind: int, message: bytes) -> bool:
+    """Whether a rule of weft's own chain beside other firewalls' was added or deleted: nobody reloads that."""
+    if kind not in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE) or _OWN_CHAIN not in message:
+        return False
+    return parse(message, _NFTABLES_ATTRIBUTES).get(NFTA_RULE_CHAIN) == f"{OWN_CHAIN}\0".encode()

@@ -17,11 +17,11 @@ from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
+from weft.kernel.firewall_chains import OWN_CHAIN, Firewalls
 from weft.kernel.interface import (
     BridgeVlan,
     ClassTraffic,
     FdbEntry,
-    Firewalls,
     Flow,
     KernelRoute,
     Limit,
@@ -515,8 +515,12 @@ class LinuxNamespace:
             if used := [version for version in (4, 6) if firewalls.legacy_in_use(version)]:
                 from weft.kernel.linux import legacy
 
-                more = tuple(chain for version in used for chain in legacy.user_chains(version))
-                found = Firewalls(found.user_chains + more, found.firewalld)
+                more = [chain for version in used for chain in legacy.user_chains(version)]
+                found = Firewalls(
+                    (*found.user_chains, *(one for one in more if one.name != OWN_CHAIN)),
+                    found.firewalld,
+                    (*found.own_chains, *(one for one in more if one.name == OWN_CHAIN)),
+                )
             return found
 
     def base_chains(self) -> tuple[BaseChain, ...]:

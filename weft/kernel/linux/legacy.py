@@ -13,20 +13,21 @@ from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, IPPROTO_RAW, SOCK_RAW, socket
 from struct import unpack_from
 
-from weft.kernel.interface import USER_CHAINS, UserChain, hook_of
-from weft.kernel.linux.firewalls import HOOKS, marks_in
+from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, UserChain, hook_of
+from weft.kernel.linux.firewalls import HOOKS, mark_in
 from weft.kernel.netlink.constants import NF_DROP
 
 _LEVELS = {4: 0, 6: 41}  # SOL_IP, SOL_IPV6
 _SO_GET_INFO, _SO_GET_ENTRIES = 64, 65
 _INFO_BYTES, _UNDERFLOW_AT, _SIZE_AT, _ENTRIES_AT = 84, 56, 80, 40
 _OFFSETS_AT = {4: 88, 6: 140}  # of target_offset and next_offset in struct ipt_entry, ip6t_entry
-_DROP = -NF_DROP - 1
+_ENTRY_BYTES = {4: 112, 6: 168}  # of struct ipt_entry, ip6t_entry
+_DROP, _RETURN = -NF_DROP - 1, -5
 
 
 def user_chains(version: int) -> Iterator[UserChain]:
-    """The chains of ``USER_CHAINS`` that exist in the thread's namespace."""
-    chains: dict[str, bytes] = {}
+    """The chains of ``USER_CHAINS`` that exist in the thread's namespace, and weft's own."""
+    chains: dict[str, list[bytes]] = {}
     chain = ""
     (info, entries), at = _table(version), 0
     while at < len(entries):
@@ -34,16 +35,27 @@ def user_chains(version: int) -> Iterator[UserChain]:
         name = _text(entries, at + target + 2)
         if name == "ERROR":  # the first entry of a chain that is not built in; its target has the chain's name
             chain = _text(entries, at + target + 32)
-            chains[chain] = b""
+            chains[chain] = []
         elif chain:
-            chains[chain] += entries[at : at + size]
+            chains[chain].append(entries[at : at + size])
         at += size
-    for name in USER_CHAINS[version]:
+    for name in (*USER_CHAINS[version], OWN_CHAIN):
         if name in chains:
             (last,) = unpack_from("I", info, _UNDERFLOW_AT + 4 * HOOKS[hook_of(name)])  # the entry with the policy
             (target,) = unpack_from("H", entries, last + _OFFSETS_AT[version])
             (verdict,) = unpack_from("i", entries, last + target + 32)
-            yield UserChain(version, name, marks_in(chains[name]), verdict == _DROP, "legacy")
+            rules = (_rule(version, one) for one in chains[name][:-1])  # the last one is the kernel's
+            yield UserChain(version, name, tuple(rules), verdict == _DROP, "legacy")
+
+
+def _rule(version: int, entry: bytes) -> str:
+    """See ``UserChain.rules``."""
+    if found := mark_in(entry):
+        return found
+    (target,) = unpack_from("H", entry, _OFFSETS_AT[version])
+    has_matches = target != _ENTRY_BYTES[version] or any(entry[: _OFFSETS_AT[version] - 4])
+    is_standard = not _text(entry, target + 2)
+    return RETURN if is_standard and not has_matches and unpack_from("i", entry, target + 32) == (_RETURN,) else ""
 
 
 def _table(version: int) -> tuple[bytes, bytes]:
