@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cni_plugin.service.verbs import Service
     from weft.kernel.linux.probe import Ability
 
-_ALLOCATIONS = 1_000_000  # between two collections; 700 by default
 PLUGIN_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 
@@ -49,7 +48,7 @@ def _service() -> Service:
     made = Service(kernel, host, log=log.write if is_debug else None)
     made.records.cache_all()
     # A process that ends soon and keeps what it reads: to look for cycles among that takes longer each time.
-    gc.set_threshold(_ALLOCATIONS)
+    gc.disable()
     return made
 
 
