@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import IPv4Interface, ip_interface
+from struct import Struct
 from sys import byteorder
 from typing import Any
 
@@ -33,9 +34,11 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import parses_answer
+from weft.kernel.netlink.transport import Request, parses_answer
 from weft.types import Cidr
 
+_IFADDRMSG = Struct("=BxxxI")
+"""Family and link of a ``struct ifaddrmsg``."""
 _FAMILY, _PREFIX, _INDEX, _ATTRIBUTES = 16, 17, 20, 24  # offsets in a message
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
@@ -58,8 +61,7 @@ def of_all(socket: RouteSocket, version: int = 0) -> tuple[tuple[str, Cidr], ...
     names: dict[int, str] = {}
     found = []
     for family in [_FAMILIES[version]] if version else [AF_INET, AF_INET6]:
-        fields = {"family": family, "index": 0}
-        for message in socket.dump(request(RTM_GETADDR, 0, "list the addresses", fields)):
+        for message in socket.dump(Request(RTM_GETADDR, 0, "list the addresses", _IFADDRMSG.pack(family, 0))):
             if message[_FAMILY] != family:
                 continue
             index = int.from_bytes(message[_INDEX : _INDEX + 4], byteorder)
@@ -78,8 +80,8 @@ def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
 
 def _messages(socket: RouteSocket, index: int, name: str, family: int) -> list[bytes]:
     # A dump of one family takes no lock, one of all families takes RTNL.
-    fields = {"family": family, "index": index}
-    messages = socket.dump(request(RTM_GETADDR, 0, f"list the addresses of {name}", fields))
+    body = _IFADDRMSG.pack(family, index)
+    messages = socket.dump(Request(RTM_GETADDR, 0, f"list the addresses of {name}", body))
     return [
         message
         for message in messages

@@ -15,7 +15,7 @@ from weft import identity
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.kernel.interface import Link, VethPeer
 from weft.kernel.netlink import codec
-from weft.kernel.netlink.attributes import Attributes, get_int, get_string, nested, parse
+from weft.kernel.netlink.attributes import Attributes, get_int, get_string, integer, nested, parse
 from weft.kernel.netlink.attributes import attribute as packed_attribute
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
@@ -26,6 +26,8 @@ from weft.kernel.netlink.constants import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
+    IFLA_ALT_IFNAME,
+    IFLA_EXT_MASK,
     IFLA_GROUP,
     IFLA_IFALIAS,
     IFLA_IFNAME,
@@ -53,7 +55,7 @@ from weft.kernel.netlink.errors import module
 from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
 from weft.kernel.netlink.link_settings import LinkSettings
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import HEADER_SIZE, parses_answer
+from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 
 _ATTRIBUTES = 32  # their offset in a message
 _CACHE_SIZE = 1000
@@ -68,6 +70,7 @@ def get(socket: RouteSocket, name: str) -> Link | None:
     message = _message(socket, name)
     if message is None:
         return None
+    _remember(socket, name, message)
     found = parse(message, _ATTRIBUTES)
     master = get_int(found, IFLA_MASTER)
     return _link(message, found, link_name(socket.fileno(), master) if master else "")
@@ -81,10 +84,14 @@ def index(socket: RouteSocket, name: str, action: str) -> int:
     message = _message(socket, name)
     if message is None:
         raise Missing(f"cannot {action}: the link {name} does not exist")
+    return _remember(socket, name, message)
+
+
+def _remember(socket: RouteSocket, name: str, message: bytes) -> int:
     if len(socket.link_indexes) > _CACHE_SIZE:
         socket.link_indexes.clear()
-    socket.link_indexes[name] = index_of(message)
-    return socket.link_indexes[name]
+    found = socket.link_indexes[name] = index_of(message)
+    return found
 
 
 def cached(socket: RouteSocket, name: str) -> Link | None:
@@ -123,7 +130,7 @@ def cache_index(socket: RouteSocket, name: str) -> None:
 @parses_answer
 def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     """Every link, in the order of their indexes."""
-    messages = socket.dump(request(RTM_GETLINK, 0, "list the links", {}, [_NO_STATISTICS]))
+    messages = socket.dump(Request(RTM_GETLINK, 0, "list the links", _ANY_LINK))
     parsed = [(message, parse(message, _ATTRIBUTES)) for message in messages]
     names = {index_of(message): get_string(found, IFLA_IFNAME) for message, found in parsed}
     if len(names) <= _CACHE_SIZE:
@@ -132,7 +139,8 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     return tuple(sorted(links, key=lambda link: link.index))
 
 
-_NO_STATISTICS = ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)
+_ANY_LINK = bytes(16) + integer(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+"""A ``struct ifinfomsg`` that names no link, and what leaves statistics out of the answers."""
 
 
 @parses_answer
@@ -140,10 +148,10 @@ def _message(socket: RouteSocket, name: str) -> bytes | None:
     if identity.link_name_problem(name, identity.ALTNAME_BYTES):
         return None
     # The kernel looks up an alternative name that fits under IFLA_IFNAME, too.
-    attributes = [_NO_STATISTICS, ("IFLA_IFNAME" if len(name) <= 15 else "IFLA_ALT_IFNAME", name)]
+    number, text = IFLA_IFNAME if len(name) <= 15 else IFLA_ALT_IFNAME, name.encode("utf-8", "surrogateescape")
+    body = _ANY_LINK + packed_attribute(number, text + b"\0")
     try:
-        action = f"look up the link {name}"
-        ((message,),) = socket.request(request(RTM_GETLINK, 0, action, {}, attributes, single=True))
+        ((message,),) = socket.request(Request(RTM_GETLINK, 0, f"look up the link {name}", body, single=True))
     except Missing:
         return None
     return message
