@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
@@ -321,7 +321,8 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         losses.setdefault(each.network, []).append(each.sentence)
     networks = _first_of_each_name(tool)
     results = [
-        (one, [*problems(tool, context, one, networks.get(one.network)), *losses.get(one.network, ())]) for one in found
+        (one, [*sentences, *losses.get(one.network, ())])
+        for one, sentences in zip(found, _problems_of(tool, context, found, networks), strict=True)
     ]
     broken = sum(bool(sentences) for _, sentences in results)
     if json_output:
@@ -343,6 +344,14 @@ def _first_of_each_name(tool: Tool) -> dict[str, NetworkList]:
     """The networks by their names; of two with the same name the first, as in libcni."""
     networks, _ = conflists.listed(tool.config)
     return {network.name: network for network in reversed(networks)}
+
+
+def _problems_of(
+    tool: Tool, context: ServiceContext, found: Sequence[Endpoint], networks: Mapping[str, NetworkList]
+) -> list[list[str]]:
+    return attachments.of_each(
+        context, found, lambda part: [problems(tool, context, one, networks.get(one.network)) for one in part]
+    )
 
 
 def problems(tool: Tool, context: ServiceContext, one: Endpoint, network: NetworkList | None) -> list[str]:

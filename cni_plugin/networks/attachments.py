@@ -5,9 +5,10 @@ up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.networks import owners
@@ -22,7 +23,10 @@ from cni_plugin.service.records import Phase, Record
 from weft import identity
 from weft.errors import UnknownContainer, WeftError
 from weft.kernel.interface import Element
+from weft.parallel import shared_out
 from weft.types import NamespaceId, Result
+
+T = TypeVar("T")
 
 _SHORTEST_PREFIX = 4
 
@@ -182,6 +186,15 @@ def marked(context: ServiceContext, digest: str) -> list[Endpoint]:
 def marked_networks(context: ServiceContext, digest: str) -> list[str]:
     """The networks whose shared objects, such as a bridge, have the mark of this digest."""
     return sorted(record.network for record in context.records.networks() if digest in mark_digests(record.shared))
+
+
+def of_each(
+    context: ServiceContext, found: Sequence[Endpoint], look: Callable[[Sequence[Endpoint]], list[T]]
+) -> list[T]:
+    """What a look at each endpoint finds, by all processors. The first is looked at before the others:
+    what it has listed of the host (``ServiceContext.comparing_all``) all processes share.
+    """
+    return look(found[:1]) + shared_out(found[1:], look, context.kernel.forked)
 
 
 def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:

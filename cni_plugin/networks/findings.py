@@ -191,19 +191,27 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
             if sentence not in seen:
                 seen.add(sentence)
                 yield Finding(f"network {network.network}: {sentence}", _REPAIR, FixedBy.REPAIR)
-    for one in attachments.endpoints(context):
+    found = attachments.endpoints(context)
+    attached = [one for one in found if one.state is State.ATTACHED]
+    differences = attachments.of_each(context, attached, lambda part: [_differences(context, one) for one in part])
+    for one in found:
         if one.state is not State.ATTACHED:
             gone = f"its network namespace {one.namespace.path} no longer exists"
             why = gone if one.state is State.GONE else "it is only partially attached"
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
-            continue
-        sentences = attachments.mismatches(context, one, shared=False)
-        restorable = _restorable(context, one) if sentences else set()
-        for sentence in sentences:
-            if sentence in restorable:
+    for one, sentences in zip(attached, differences, strict=True):
+        for sentence, restorable in sentences:
+            if restorable:
                 yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
                 yield Finding(f"{one}: {sentence}", "restart the container, or detach and attach it again")
+
+
+def _differences(context: ServiceContext, one: Endpoint) -> list[tuple[str, bool]]:
+    """What differs, and whether that can be restored while the container runs."""
+    sentences = attachments.mismatches(context, one, shared=False)
+    restorable = _restorable(context, one) if sentences else set()
+    return [(sentence, sentence in restorable) for sentence in sentences]
 
 
 def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:

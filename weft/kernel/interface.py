@@ -749,6 +749,9 @@ class Kernel(Protocol):
         *Equivalent to:* ``lsns -t net -o PATH``.
         """
 
+    def forked(self) -> None:
+        """In a process that was forked: what was open is the other process's, and is opened anew on use."""
+
     def close(self) -> None: ...
 
 

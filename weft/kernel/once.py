@@ -76,8 +76,9 @@ class _Namespace:
 
     def sysctl(self, key: str) -> str | None:
         parts = key.split("/")
-        if len(parts) == 5 and parts[2] == "conf" and parts[3] in self._links:
-            value = self._links[parts[3]].sysctls.get(f"{parts[1]}/{parts[4]}")
+        if len(parts) == 5 and parts[2] == "conf" and parts[3] not in ("all", "default"):
+            link = self.link(parts[3])
+            value = link.sysctls.get(f"{parts[1]}/{parts[4]}") if link is not None else None
             if value is not None:
                 return str(value)
         return self._once(self._namespace.sysctl, key)
@@ -86,8 +87,26 @@ class _Namespace:
         return self._once(self._namespace.firewalls)
 
 
+class _Container(_Namespace):
+    """A namespace of which one link is looked at, several times: it is asked for by name, once."""
+
+    def links(self) -> tuple[Link, ...]:
+        return self._once(self._namespace.links)
+
+    def link(self, name: str) -> Link | None:
+        return self._once(self._namespace.link, name)
+
+    def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
+        if permanent:
+            return self._namespace.addresses(link, version, permanent=True)
+        return self._once(self._namespace.addresses, link, version)
+
+    def fdb(self, link: str) -> tuple[FdbEntry, ...]:
+        return self._namespace.fdb(link)
+
+
 class _Kernel:
-    """See ``once``. A namespace that is opened anew is listed anew."""
+    """See ``once``. A namespace that is opened anew is asked anew."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -101,10 +120,13 @@ class _Kernel:
         return self._kernel.identify(path)
 
     def open(self, path: str) -> Namespace:
-        return cast(Namespace, _Namespace(self._kernel.open(path)))
+        return cast(Namespace, _Container(self._kernel.open(path)))
 
     def others(self) -> tuple[str, ...]:
         return self._kernel.others()
+
+    def forked(self) -> None:
+        self._kernel.forked()
 
     def close(self) -> None:
         """Nothing is its own: the kernel that it was made of is closed by itself."""

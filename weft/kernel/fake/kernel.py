@@ -70,6 +70,8 @@ class FakeKernel(CallLog):
         self.called("others")
         return tuple(path for path, one in self._namespaces.items() if one is not self.host)
 
+    def forked(self) -> None: ...
+
     def close(self) -> None: ...
 
     def dump(self) -> dict[str, object]:

@@ -99,18 +99,17 @@ class LinuxNamespace:
     def close(self) -> None:
         """Close the descriptor and the sockets. Idempotent."""
         if self.descriptor >= 0:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
-            if self._nft_socket is not None:
-                self._nft_socket.close()
-                self._nft_socket = None
-            if self._conntrack is not None:
-                self._conntrack.close()
-                self._conntrack = None
+            self.close_sockets()
             self._sysctls.close()
             os.close(self.descriptor)
             self.descriptor = -1
+
+    def close_sockets(self) -> None:
+        """They are opened again when they are used."""
+        for one in (self._opened, self._nft_socket, self._conntrack):
+            if one is not None:
+                one.close()
+        self._opened = self._nft_socket = self._conntrack = None
 
     def _entered(self) -> contextlib.AbstractContextManager[None]:
         current = os.stat(netns.CURRENT)
@@ -593,6 +592,12 @@ class LinuxKernel:
 
     def others(self) -> tuple[str, ...]:
         return netns.others(self.host.id)
+
+    def forked(self) -> None:
+        _linux(self.host).close_sockets()
+        forked = getattr(self._rules, "forked", None)
+        if forked is not None:
+            forked()
 
     def close(self) -> None:
         self.host.close()

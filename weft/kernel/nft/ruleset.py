@@ -69,6 +69,14 @@ class Nft:
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
         self._verified.save()
+        self.forked()
+        with self._lock:
+            if self._namespace >= 0:
+                os.close(self._namespace)
+                self._namespace = -1
+
+    def forked(self) -> None:
+        """Close the library and the sockets, which are opened again when they are used."""
         with self._lock:
             if self._runner is not None:
                 self._runner.close()
@@ -76,9 +84,6 @@ class Nft:
             if self._nft_socket is not None:
                 self._nft_socket.close()
                 self._nft_socket = None
-            if self._namespace >= 0:
-                os.close(self._namespace)
-                self._namespace = -1
 
     # Tables
 

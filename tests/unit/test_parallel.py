@@ -1,0 +1,68 @@
+"""Work shared out to forked processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+import pytest
+
+from weft import parallel
+from weft.errors import WeftError
+
+
+@pytest.fixture(autouse=True)
+def three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processors, for two items each at least."""
+    monkeypatch.setattr(parallel, "LEAST", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+
+
+def nothing() -> None: ...
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 1), (1, 1), (3, 1), (4, 2), (6, 3), (7, 3), (100, 3)])
+def test_answers_are_in_order_and_of_as_many_processes_as_are_worth_it(count: int, processes: int) -> None:
+    def work(part: Sequence[int]) -> list[tuple[int, int]]:
+        return [(one * one, os.getpid()) for one in part]
+
+    found = parallel.shared_out(range(count), work, nothing)
+    assert [square for square, _ in found] == [one * one for one in range(count)]
+    assert len({process for _, process in found} | {os.getpid()}) == processes
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_concerns_the_process_is_called_in_each_new_one() -> None:
+    called: list[int] = []
+    found = parallel.shared_out(range(6), lambda part: [len(called)] * len(part), lambda: called.append(os.getpid()))
+    assert found == [0, 0, 1, 1, 1, 1]
+    assert called == []
+
+
+def test_an_answer_may_be_larger_than_a_pipe() -> None:
+    found = parallel.shared_out(range(6), lambda part: [[str(one) * 100_000] for one in part], nothing)
+    assert found == [[str(one) * 100_000] for one in range(6)]
+
+
+def test_an_error_is_raised_in_the_caller() -> None:
+    def work(part: Sequence[int]) -> list[int]:
+        if 5 in part:
+            raise WeftError("five")
+        return list(part)
+
+    with pytest.raises(WeftError, match="five"):
+        parallel.shared_out(range(6), work, nothing)
+    assert parallel.shared_out(range(5), work, nothing) == list(range(5))
+
+
+def test_what_a_killed_process_had_to_do_is_done_here() -> None:
+    here = os.getpid()
+
+    def work(part: Sequence[int]) -> list[int]:
+        if os.getpid() != here and 4 in part:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [one + 1 for one in part]
+
+    assert parallel.shared_out(range(6), work, nothing) == [1, 2, 3, 4, 5, 6]
