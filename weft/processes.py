@@ -70,6 +70,24 @@ def spawn(argv: Sequence[str], environment: Mapping[str, str], *, detached: bool
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def feed(argv: Sequence[str], stdin: bytes, environment: Mapping[str, str]) -> int:
+    """Run a program on this one's terminal, with its input from ``stdin``; its exit status. Raises OSError."""
+    import subprocess
+
+    with _start():
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, env=environment)
+    with process:
+        process.communicate(stdin)
+    return process.returncode
+
+
+def begin(argv: Sequence[str], environment: Mapping[str, str], *, stdin: bool) -> int:
+    """Start a program that has this one's output, and its input or none; its process id. Raises OSError."""
+    actions = [] if stdin else [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    with _start():
+        return os.posix_spawnp(argv[0], list(argv), environment, file_actions=actions)
+
+
 def launch(argv: Sequence[str], environment: Mapping[str, str], *, log: str, held: int) -> int:
     """Start a program in a session of its own, which outlives this process; its process id.
 

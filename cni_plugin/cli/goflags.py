@@ -73,7 +73,9 @@ def normalize(arguments: Sequence[str], parameters: Sequence[click.Parameter], *
         if option.is_flag:
             if value in _TRUE or not equals:
                 found.append(option.opts[0])
-            elif value not in _FALSE:
+            elif value in _FALSE:
+                found += option.secondary_opts[:1]  # of -shell/-no-shell, which is true unless it is refused
+            else:
                 raise WrongFlag(f'invalid boolean value "{value}" for -{name}: parse error')
         elif equals or rest:
             found += [option.opts[0], value if equals else rest.pop(0)]

@@ -5,6 +5,7 @@ statuses.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 
 import click
@@ -30,7 +31,7 @@ def services() -> None:
 
 
 @services.command(cls=GoCommand)
-@click.argument("files", metavar="[FILE...]", nargs=-1)
+@click.argument("files", metavar="[FILE...|NAME [ADDRESS[:PORT]]]", nargs=-1)
 @click.option("-id", "identity", metavar="ID", default="", help="The instance's id. Default: the name.")
 @click.option("-name", metavar="NAME", default="", help="The service's name.")
 @click.option("-address", metavar="ADDRESS", default="", help="The instance's address. Default: the node's address.")
@@ -61,13 +62,21 @@ def register(
     """Register services with this host's agent, from files or options.
 
     FILE has definitions in JSON or HCL; "-" is standard input. Options except -name set what the files
-    leave out. A service that is already registered is updated.
+    leave out. A service that is already registered is updated. What is neither a file nor looks like
+    one is the service's name.
 
     \b
     Example:
       weft services register -name=web -port=80 -tag=v1
       weft services register web.hcl db.json
+      weft services register web 10.0.0.5:80
     """
+    if not name and _is_name(files):
+        name, *rest = files
+        if rest:
+            place = _tagged_addresses([f"address={rest[0]}"])["address"]
+            address, port = address or str(place["Address"]), port or int(str(place.get("Port", 0)))
+        files = ()
     given: JsonObject = {
         "ID": identity,
         "Name": name,
@@ -189,6 +198,13 @@ def watch(client: ApiClient, name: str, once: bool, json_output: bool) -> None:
         fail_with("Error watching services", error)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(130) from None
+
+
+def _is_name(words: tuple[str, ...]) -> bool:
+    """Whether arguments are NAME [ADDRESS], not files: an existing file wins."""
+    if not 0 < len(words) <= 2 or os.path.exists(words[0]):
+        return False
+    return words[0] != "-" and "/" not in words[0] and not words[0].endswith((".hcl", ".json"))
 
 
 def _read(files: tuple[str, ...]) -> ServiceDefinitions:

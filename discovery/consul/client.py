@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a com
     from http.client import HTTPConnection
 
 TCP = "127.0.0.1:8500"
+_OK = 200
 MAX_REPLY_BYTES = 256 << 20
 """Bytes of a response body."""
 CONNECT_TIMEOUT = 5.0
@@ -41,11 +42,12 @@ class Unreachable(WeftError):
 
 
 class ApiError(WeftError):
-    """The agent responded with an error; ``status`` is the HTTP status."""
+    """The agent responded with an error; ``status`` is the HTTP status, ``index`` the X-Consul-Index."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, index: int = 0) -> None:
         super().__init__(text or f"unexpected response code: {status}")
         self.status = status
+        self.index = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,14 @@ class ApiClient:
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
         return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
+    def put_bytes(self, path: str, content: bytes, parameters: Parameters = ()) -> ApiReply:
+        """PUT a body as it is. Raises Unreachable, ApiError."""
+        return read_reply(self._exchange("PUT", path, parameters, content), self.address)
+
+    def get_bytes(self, path: str, parameters: Parameters = ()) -> tuple[bytes, int]:
+        """GET a body that is not JSON, and its index. Raises Unreachable, ApiError."""
+        return _read_body(self._exchange("GET", path, parameters, None), self.address)
+
     def delete(self, path: str, parameters: Parameters = ()) -> ApiReply:
         """DELETE a path under ``/v1/``. Raises Unreachable, ApiError."""
         return read_reply(self._exchange("DELETE", path, parameters, None), self.address)
@@ -245,6 +255,33 @@ def api_path(*parts: str) -> str:
 
 def read_reply(connection: HTTPConnection, address: AgentAddress) -> ApiReply:
     """Receive the response on a connection. Raises Unreachable, ApiError."""
+    body, index = _read_body(connection, address)
+    try:
+        return ApiReply(decode_json(body), index)
+    except BadField:
+        raise ApiError(_OK, f"invalid response from {address}: not JSON") from None
+
+
+def read_stream(client: ApiClient, path: str, parameters: Parameters = ()) -> Iterator[bytes]:
+    """The lines of a response that goes on until the agent ends it. Raises Unreachable, ApiError."""
+    from http.client import HTTPException
+
+    connection = client.send(path, parameters)
+    try:
+        response = connection.getresponse()
+        if response.status != _OK:
+            raise ApiError(response.status, response.read(2000).decode("utf-8", "replace").strip())
+        if connection.sock is not None:
+            connection.sock.settimeout(None)
+        yield from response
+    except (OSError, HTTPException) as error:
+        raise unreachable(client.address, error) from error
+    finally:
+        connection.close()
+
+
+def _read_body(connection: HTTPConnection, address: AgentAddress) -> tuple[bytes, int]:
+    """The body of the response, and its X-Consul-Index. Raises Unreachable, ApiError."""
     from http.client import HTTPException
 
     try:
@@ -256,13 +293,11 @@ def read_reply(connection: HTTPConnection, address: AgentAddress) -> ApiReply:
     if len(body) > MAX_REPLY_BYTES:
         connection.close()
         raise ApiError(response.status, f"response is larger than {MAX_REPLY_BYTES >> 20} MiB")
-    if response.status != 200:
-        raise ApiError(response.status, body.decode("utf-8", "replace").strip()[:2000])
-    index = response.headers.get("X-Consul-Index", "")
-    try:
-        return ApiReply(decode_json(body), int(index) if index.isascii() and index.isdigit() else 0)
-    except BadField:
-        raise ApiError(response.status, f"invalid response from {address}: not JSON") from None
+    text = response.headers.get("X-Consul-Index", "")
+    index = int(text) if text.isascii() and text.isdigit() else 0
+    if response.status != _OK:
+        raise ApiError(response.status, body.decode("utf-8", "replace").strip()[:2000], index)
+    return body, index
 
 
 def unreachable(address: AgentAddress, error: Exception) -> Unreachable:

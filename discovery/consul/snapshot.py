@@ -74,6 +74,11 @@ def pack(state: Mapping[str, bytes], index: int) -> bytes:
     return written.getvalue()
 
 
+def kind(key: str) -> str:
+    """What a key of an archive is of: kv, query, event, acl, node, service or check."""
+    return split_key(key)[0] if key.startswith(HOSTS) else key.removeprefix(ROOT).partition("/")[0]
+
+
 def unpack(archive: bytes) -> dict[str, bytes]:
     """The keys and values of an archive, all validated. Raises BadArchive."""
     files = _files(_decompressed(archive))
