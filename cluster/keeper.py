@@ -31,6 +31,8 @@ from weft.types import Address
 log = logging.getLogger(__name__)
 
 _RENEWED_EVERY = nodes.ALIVE_SECONDS / 3
+_AGAIN_SECONDS = 2.0
+"""After a failure of the store."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether etcd runs."""
 _MOST_PAUSE = 30.0
@@ -86,13 +88,16 @@ class NodeKeeper:
                 await self._store.revoke(self._lease)
 
     async def _run(self) -> None:
+        pause = _RENEWED_EVERY
         while True:
-            await asyncio.sleep(_RENEWED_EVERY * random.uniform(0.8, 1.0))
+            await asyncio.sleep(pause * random.uniform(0.8, 1.0))
+            pause = _RENEWED_EVERY
             try:
                 await self._round()
             except WeftError as error:
                 # The store logs an outage; that a node was removed it cannot read any more.
                 self.problem = f"the node's record cannot be kept: {error.message}"
+                pause = _AGAIN_SECONDS
 
     async def _round(self) -> None:
         node = await self._record()

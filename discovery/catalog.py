@@ -242,7 +242,7 @@ class Catalog:
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
-            if key not in held or _revision(held[key]) != entry.mod_revision
+            if key not in held or modified(held[key]) != entry.mod_revision
         ]
         if self._initial_revision == 1:
             self._initial_revision = max(1, revision)
@@ -393,7 +393,8 @@ class Catalog:
         yield from self._queries.values()
 
 
-def _revision(value: CatalogEntry) -> int:
+def modified(value: CatalogEntry) -> int:
+    """The revision of an entry's last change."""
     return value.create_index if isinstance(value, VirtualAddress) else value.modify_index
 
 

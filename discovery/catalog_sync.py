@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from discovery import layout
 from discovery.catalog import Catalog
-from store import Batch, Compacted, Entry, Store, StoreError
+from discovery.structs import CatalogEntry
+from store import Batch, Compacted, Entry, Range, Store, StoreError
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """Delay before the next attempt after an error of the store."""
+SAVED_EVERY = 5.0
+"""Seconds between two writes of what is kept, at least."""
 
 
 class Follower(Protocol):
@@ -27,36 +31,83 @@ class Follower(Protocol):
         """Changes that the catalog applies next."""
 
 
-class CatalogSync:
-    """Keeps one catalog in sync with one store, and a copy of it."""
+class Kept(Protocol):
+    """What was last known, for a start while the store does not answer. Its methods block."""
 
-    def __init__(self, catalog: Catalog, store: Store, copy: Follower | None = None) -> None:
+    def save(self, values: Iterable[CatalogEntry], revision: int) -> None: ...
+
+    def read(self) -> Range | None: ...
+
+
+class CatalogSync:
+    """Keeps one catalog in sync with one store, and a copy of it; and ``kept`` at most 5 seconds behind."""
+
+    def __init__(self, catalog: Catalog, store: Store, copy: Follower | None = None, kept: Kept | None = None) -> None:
         self._catalog = catalog
         self._copy = copy
         self._store = store
-        self._task: asyncio.Task[None] | None = None
+        self._kept = kept
+        self._saved = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.loaded = asyncio.Event()
+        """Set once the catalog has what the store has, or had."""
 
     async def start(self) -> None:
-        """Load the store, then watch it. Raises StoreError."""
-        after = await self._load()
-        self._task = asyncio.create_task(self._follow(after))
+        """Load the store, then watch it. Raises StoreError, unless ``restore`` has found something."""
+        after = await self._load() if not self.loaded.is_set() else None
+        self._tasks = [asyncio.create_task(self._follow(after))]
+        if self._kept is not None:
+            self._tasks.append(asyncio.create_task(self._keep(self._kept)))
+
+    async def restore(self) -> bool:
+        """Load what was kept, before ``start``; whether there was something."""
+        found = await asyncio.to_thread(self._kept.read) if self._kept is not None else None
+        if found is None:
+            return False
+        log.warning("services are those that were known at revision %d, until the store answers", found.revision)
+        self._set(found)
+        return True
 
     async def stop(self) -> None:
         """Stop watching; the catalog keeps its contents."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks and self._kept is not None:
+            await self._save(self._kept)
+        self._tasks = []
+
+    async def _keep(self, kept: Kept) -> None:
+        """Save after changes, for at most 2 % of the time."""
+        pause = SAVED_EVERY
+        while True:
+            await asyncio.sleep(pause)
+            begun = time.monotonic()
+            await self._save(kept)
+            pause = max(SAVED_EVERY, 50 * (time.monotonic() - begun))
+
+    async def _save(self, kept: Kept) -> None:
+        revision = self._catalog.index
+        if revision != self._saved:
+            await asyncio.to_thread(kept.save, [*self._catalog.entries()], revision)
+            self._saved = revision
 
     async def _load(self) -> int:
         found = await self._store.range(layout.ROOT)
+        self._set(found)
+        return found.revision
+
+    def _set(self, found: Range) -> None:
         if self._copy is not None:
             self._copy.load(found.entries, found.revision)
         self._catalog.load(found.entries, found.revision)
-        return found.revision
+        self.loaded.set()
 
-    async def _follow(self, after: int) -> None:
+    async def _follow(self, after: int | None) -> None:
         while True:
             try:
+                if after is None:
+                    after = await self._load()
                 async for batch in self._store.watch(layout.ROOT, after):
                     if self._copy is not None:
                         self._copy.apply(batch)
@@ -65,10 +116,6 @@ class CatalogSync:
             except Compacted:
                 log.info("revision %d is compacted; reloading the catalog", after)
             except StoreError as error:
-                log.warning("watch failed, retrying: %s", error)
+                log.warning("the catalog is not followed, retrying: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
-            try:
-                after = await self._load()
-            except StoreError as error:
-                log.warning("cannot reload the catalog, retrying: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+            after = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -441,17 +442,26 @@ class Registry:
             await self._publication.claim(name, network, force=True)
 
     async def _renew_loop(self) -> None:
-        """Renew the lease; if it has expired (suspend, store outage), publish everything again."""
+        """Renew the lease; if it has expired (suspend, store outage), publish everything again, as soon as the
+        store answers.
+        """
+        failing = False
         while True:
-            await asyncio.sleep(self._lease_seconds / 3)
+            await asyncio.sleep(random.uniform(0.5, 1.5) if failing else self._lease_seconds / 3)
             try:
                 await self._publication.renew_lease()
+                failing = False
             except LeaseGone:
                 async with self._lock:
-                    with contextlib.suppress(StoreError):
+                    try:
                         await self._republish()
+                        failing = False
+                    except StoreError:
+                        failing = True
             except StoreError as error:
-                log.warning("failed to renew lease of node %s: %s", self.node.name, error)
+                if not failing:
+                    log.warning("failed to renew lease of node %s, retrying: %s", self.node.name, error)
+                failing = True
 
     async def _deferred_loop(self) -> None:
         """Publish deferred check outputs, and persist deadlines."""

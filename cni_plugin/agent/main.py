@@ -27,6 +27,7 @@ from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.clustering import Clustering
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.echo import Echo, open_sockets
+from cni_plugin.agent.kept_catalog import KeptCatalog
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.agent.stores import open_store
@@ -65,7 +66,7 @@ log = logging.getLogger("weft.agent")
 IDLE = 60.0
 """Seconds without an attachment or a service after which an agent that an attachment has started stops.
 """
-_RETRY_SECONDS = 5.0  # between attempts to start a part
+_RETRY_SECONDS = 2.0  # between attempts to start a part
 _REPLY_SECONDS = 0.2  # for the response to a leave request
 _CHECK_SECONDS = 2.0  # between two checks of socket and files
 
@@ -179,8 +180,8 @@ class Agent:
         clustering = Clustering(settings, self._folder, store, registry, self._restart)
         if clustering.member is not None:
             await self._start_part("cluster", clustering.member)
-        resumed = await _resumed(registry)
-        if not resumed:
+        resumed, problem = await _resumed(registry)
+        if not resumed and not problem:
             await self._start_part("registry", registry)
         acl = settings.http.acl
         tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=registry.node.datacenter)
@@ -192,13 +193,18 @@ class Agent:
                 tokens.on_change = dns.permissions_changed
             with contextlib.suppress(WeftError):  # its start tries again
                 dns.start_worker()
-        await self._start_part("catalog", CatalogSync(catalog, store, dns.feed if dns is not None else None))
+        kept = KeptCatalog(str(catalog_file.folder(settings) / "catalog.json")) if settings.store is not None else None
+        sync = CatalogSync(catalog, store, dns.feed if dns is not None else None, kept)
+        if problem:
+            self._retry("registry", registry, problem)  # each request of it would wait for the store
+            await sync.restore()
+        await self._start_part("catalog", sync)
         announced = attachments.refresh_names()
         instances = catalog.node_instances(registry.node.name)
         if resumed and not all(one.owner in announced for one in instances if one.owner):
             resumed = False  # what an attachment that has ended meanwhile has published is removed first
             await self._start_part("registry", registry)
-        if not resumed:
+        if not resumed and not problem:
             await self._refresh(attachments, None)
         if dns is not None:
             await self._start_part("dns", dns)
@@ -232,7 +238,9 @@ class Agent:
         # Names, services and the API are served from here on; what an earlier agent balances goes on meanwhile.
         if resumed:
             await self._start_part("registry", registry)
-        if clustering.node is not None:
+        if clustering.node is not None and problem:
+            self._retry("node", clustering.node, problem)
+        elif clustering.node is not None:
             await self._start_part("node", clustering.node)
         await self._start_part("overlay networks", overlays)
         if settings.store is not None:
@@ -240,10 +248,18 @@ class Agent:
             overlays.on_names = lambda: self._task(self._refresh(attachments, dns))
             await self._start_part("names of other hosts", shared)
         await self._start_part("probes of peers", peers)
-        await self._refresh(attachments, dns)
+        refreshing = self._refresh(attachments, dns)
+        if problem:
+            self._task(refreshing)
+        else:
+            await refreshing
         if settings.balancing is not None:
-            await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
-            await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
+            allocator = Allocator(catalog, store, settings.balancing, metrics)
+            balancing = self._balance(sync, allocator, Balancer(catalog, settings.balancing, metrics))
+            if sync.loaded.is_set():
+                await balancing
+            else:
+                self._task(balancing)
         following = await asyncio.to_thread(_following)
         await self._start_part("follower", following(self._folder, metrics))
         prober = new_prober(self._spawner, metrics)
@@ -254,6 +270,12 @@ class Agent:
         gc.freeze()
         gc.enable()
         return Parts(registry, attachments, dns, api, overlays, clustering)
+
+    async def _balance(self, sync: CatalogSync, allocator: Allocator, balancer: Balancer) -> None:
+        """Start balancing once services are known: what an earlier agent balances goes on until then."""
+        await sync.loaded.wait()
+        await self._start_part("virtual addresses", allocator)
+        await self._start_part("balancer", balancer)
 
     def _restart(self, why: str) -> None:
         """Start again in this process."""
@@ -268,10 +290,13 @@ class Agent:
             self._started_parts.append(part)
             self.problems.pop(name, None)
         except (OSError, WeftError) as error:
-            if name not in self.problems:
-                log.error("cannot start %s, retrying: %s", name, error)
-            self.problems[name] = str(error)
-            self._task(self._retry_part(name, part))
+            self._retry(name, part, str(error))
+
+    def _retry(self, name: str, part: Part, why: str) -> None:
+        if name not in self.problems:
+            log.error("cannot start %s, retrying: %s", name, why)
+        self.problems[name] = why
+        self._task(self._retry_part(name, part))
 
     async def _retry_part(self, name: str, part: Part) -> None:
         await asyncio.sleep(_RETRY_SECONDS)
@@ -374,12 +399,13 @@ class Agent:
             log.error("a task of the agent failed: %r", error, exc_info=error)
 
 
-async def _resumed(registry: Registry) -> bool:
+async def _resumed(registry: Registry) -> tuple[bool, str]:
+    """Whether the registry's lease goes on, and why the store does not say, "" if it does."""
     try:
-        return await registry.resume()
+        return await registry.resume(), ""
     except StoreError as error:
         log.warning("the lease of this node cannot be renewed: %s", error)
-        return False
+        return False, str(error)
 
 
 def _following() -> type[Following]:
