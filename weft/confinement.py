@@ -1,8 +1,8 @@
 """The confinement of a daemon by itself: as its systemd unit, for a daemon that a call has started.
 
 Capabilities, no_new_privs, no writable executable memory, and system calls by libseccomp where it is
-installed. What is denied fails with EPERM. The mount namespace stays the host's: engine and agent open
-namespaces that runtimes mount later.
+installed. What is denied fails with EPERM. ``weft.kernel.private_mounts`` makes the agent's files
+read-only. The engine's mount namespace stays the host's: it executes plugins for its callers.
 """
 
 from __future__ import annotations

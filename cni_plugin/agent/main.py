@@ -47,6 +47,7 @@ from weft.capabilities import AGENT
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
+from weft.kernel import private_mounts
 from weft.spawner import Spawner, Work
 
 if TYPE_CHECKING:
@@ -481,11 +482,32 @@ starts an agent automatically; weft up starts one in the background.
 def _serve(path: str, idle: float) -> int:
     spawner = Spawner(WORKERS)
     echo = open_sockets()
-    confinement.confine(AGENT)
     try:
-        return _serve_confined(path, spawner, echo, idle)
+        settings = configuration.read(path)
+        # Under its unit it has such a mount namespace. Scripts may write what they like.
+        if idle and not settings.scripts:
+            _make_mounts(settings)
+        confinement.confine(AGENT)
+        return _serve_confined(settings, spawner, echo, idle)
+    except AlreadyRunning:
+        print("weft: an agent is already running in this network namespace", file=sys.stderr)
+        return 3
+    except (WeftError, OSError) as error:
+        print(f"weft: {error}", file=sys.stderr)
+        if isinstance(error, WeftError) and error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
     finally:
         spawner.close()
+
+
+def _make_mounts(settings: Settings) -> None:
+    """The mounts of ReadWritePaths and StateDirectory in its unit. Raises WeftError, OSError."""
+    data = str(catalog_file.folder(settings))
+    files.make_directory(data, "the agent's state")
+    if settings.store is not None:
+        os.makedirs("/etc/cni/net.d", exist_ok=True)
+    private_mounts.make(("/run", data, "/etc/weft/etcd", "/etc/cni", "/etc/containers", "/var/lib/cni"))
 
 
 def _prepare_probes() -> Work:
@@ -519,24 +541,14 @@ WORKERS = {
 """The agent's workers, each with what it imports, after it has been forked."""
 
 
-def _serve_confined(path: str, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:
-    try:
-        settings = configuration.read(path)
-        folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
-        files.make_directory(folder, "the agent's state")
-        place = DaemonSocket(folder, "agent")
-        agent = Agent(settings, place, spawner, echo, idle=idle)
-        while asyncio.run(agent.run()):
-            place.listen()  # close() has kept the lock
-            agent = Agent(settings, place, spawner, echo, idle=idle, damage=agent.damage)
-    except AlreadyRunning:
-        print("weft: an agent is already running in this network namespace", file=sys.stderr)
-        return 3
-    except (WeftError, OSError) as error:
-        print(f"weft: {error}", file=sys.stderr)
-        if isinstance(error, WeftError) and error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return 1
+def _serve_confined(settings: Settings, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:
+    folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
+    files.make_directory(folder, "the agent's state")
+    place = DaemonSocket(folder, "agent")
+    agent = Agent(settings, place, spawner, echo, idle=idle)
+    while asyncio.run(agent.run()):
+        place.listen()  # close() has kept the lock
+        agent = Agent(settings, place, spawner, echo, idle=idle, damage=agent.damage)
     return 0
 
 

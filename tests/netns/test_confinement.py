@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,36 @@ def test_what_an_add_starts_is_confined(host: Host, folder: Path, tmp_path: Path
     assert code == 0, answer
     # Its bounding set is the engine's, which cannot reduce it; no_new_privs keeps NET_RAW from coming back.
     assert_confined(status(listener(folder / "agent.sock")), AGENT)
+
+
+def test_the_files_of_an_agent_that_an_add_starts_are_read_only(host: Host, folder: Path) -> None:
+    """As by its unit, where mounts of the host appear in its mount namespace: what it writes is kept writable,
+    and namespaces that are mounted later are there. The host's own mounts stay as they are.
+    """
+    path = host.container()
+    shared = host.start("unshare", "--mount", "--propagation", "shared", "sleep", "inf")
+    within = ("nsenter", "--mount", "--target", str(shared.pid))
+    until(lambda: os.readlink(f"/proc/{shared.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"))
+    environment = Cni(OWN_FOLDER).environment("ADD", netns=path) | {"WEFT_ENGINE": "off"}
+    code, answer, _ = call((*within, str(OWN_FOLDER / "weft")), environment, NAMED)
+    assert code == 0, answer
+    agent = listener(folder / "agent.sock")
+    assert_confined(status(agent), AGENT)
+    assert os.readlink(f"/proc/{agent}/ns/mnt") != os.readlink(f"/proc/{shared.pid}/ns/mnt")
+    for path, writable in {"etc": False, "usr": False, "root": False, "run/weft": True, "proc/sys": True}.items():
+        for process, expected in ((agent, writable), (shared.pid, True)):
+            flags = os.statvfs(f"/proc/{process}/root/{path}").f_flag
+            assert bool(flags & os.ST_RDONLY) is not expected, (process, path)
+    host.run(*within, "sh", "-c", "mkdir /run/late && mount --bind /run/weft /run/late")
+    assert str(folder.name) in os.listdir(f"/proc/{agent}/root/run/late")
+    assert (folder / "agent" / "catalog.db").stat().st_size > 0
+
+
+def test_the_files_stay_writable_where_mounts_do_not_propagate(host: Host, folder: Path) -> None:
+    """Without systemd a container's namespace, mounted later, would be missing in a mount namespace of its own."""
+    environment = Cni(OWN_FOLDER).environment("ADD", netns=host.container()) | {"WEFT_ENGINE": "off"}
+    code, answer, _ = call((str(OWN_FOLDER / "weft"),), environment, NAMED)
+    assert code == 0, answer
+    agent = listener(folder / "agent.sock")
+    assert_confined(status(agent), AGENT)
+    assert os.readlink(f"/proc/{agent}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
