@@ -15,13 +15,11 @@ import shutil
 from pathlib import Path
 
 from cluster.local import CLIENT_PORT, PEER_PORT, Files, Local, endpoint
-from weft import daemons, files, processes
+from weft import daemons, files, processes, systemd
 from weft.errors import WeftError
 
 DATA = "/var/lib/weft/etcd-member"
 UNIT = "weft-etcd.service"
-UNITS = "/etc/systemd/system"
-SYSTEMD = "/run/systemd/system"
 CONFIGURATION = "etcd.conf"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _UNIT = """\
@@ -137,20 +135,20 @@ class EtcdServer:
         """Install the unit where systemd runs, on every node: a client may become a member. Raises WeftError,
         OSError.
         """
-        if not os.path.isdir(SYSTEMD):
+        if not systemd.is_running():
             return
         with contextlib.suppress(WeftError):  # a client need not have it
-            Path(UNITS, UNIT).write_text(unit(binary(), self._own.folder), encoding="utf-8")
-            _systemctl("daemon-reload")
-            _systemctl("enable", UNIT)
+            Path(systemd.UNITS, UNIT).write_text(unit(binary(), self._own.folder), encoding="utf-8")
+            systemd.control("daemon-reload")
+            systemd.control("enable", UNIT)
 
     def ensure(self) -> bool:
         """Start it, unless it runs; whether it was started. Raises WeftError."""
         if self.running():
             return False
         files.make_directory(DATA, "etcd's data")
-        if os.path.isdir(SYSTEMD):
-            _systemctl("start", UNIT)
+        if systemd.is_running():
+            systemd.control("start", UNIT)
             return True
         files.make_directory(os.path.dirname(self._lock), "etcd's lock")
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -171,8 +169,8 @@ class EtcdServer:
 
     def running(self) -> int:
         """Its process id, 0 where it does not run."""
-        if os.path.isdir(SYSTEMD):
-            done = _run("systemctl", "show", "--property=MainPID", "--value", UNIT)
+        if systemd.is_running():
+            done = systemd.control("show", "--property=MainPID", "--value", UNIT)
             return int(done) if done.isdigit() else 0
         try:
             descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -192,8 +190,8 @@ class EtcdServer:
 
     def stop(self) -> None:
         """Stop it and wait for its end. Raises WeftError."""
-        if os.path.isdir(SYSTEMD):
-            _systemctl("stop", UNIT)
+        if systemd.is_running():
+            systemd.control("stop", UNIT)
             return
         process = self.running()
         if process:
@@ -202,9 +200,9 @@ class EtcdServer:
     def remove(self) -> None:
         """Stop it for good: no unit, no configuration, no data. Raises WeftError."""
         self.stop()
-        if os.path.isdir(SYSTEMD) and Path(UNITS, UNIT).exists():
-            _systemctl("disable", UNIT)
-            Path(UNITS, UNIT).unlink()
+        if systemd.is_running() and Path(systemd.UNITS, UNIT).exists():
+            systemd.control("disable", UNIT)
+            Path(systemd.UNITS, UNIT).unlink()
         self.clear()
 
     def clear(self) -> None:
@@ -232,20 +230,3 @@ def _reap(process: int) -> None:
     if process > 0:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process, os.WNOHANG)
-
-
-def _run(*argv: str) -> str:
-    try:
-        done = processes.run(argv, b"", environment={"PATH": _PATH}, timeout=60.0)
-    except (OSError, TimeoutError) as error:
-        raise WeftError(f"cannot run {argv[0]}: {error}") from None
-    if done.status:
-        raise WeftError(
-            f"{' '.join(argv)} failed: {done.errors.decode('utf-8', 'replace').strip()}",
-            hint=f"journalctl -u {UNIT}",
-        )
-    return done.output.decode("utf-8", "replace").strip()
-
-
-def _systemctl(*argv: str) -> None:
-    _run("systemctl", *argv)

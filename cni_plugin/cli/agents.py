@@ -19,13 +19,13 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import code, listener
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import daemons, files, locks, processes
+from weft import daemons, files, locks, systemd
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _PAUSE = 0.05
-_SYSTEMD, _UNIT = "/run/systemd/system", "weft-agent.service"
+_UNIT = "weft-agent.service"
 _FOREGROUND = "run weft agent in the foreground to see why"
 
 
@@ -165,9 +165,7 @@ def start(*, is_running: bool) -> Report:
     files.make_directory(listener.folder(), "the agent's state")
     with open(_keep_running_path(), "w", encoding="ascii"):
         pass
-    if not is_running:
-        daemons.start("cni_plugin.agent.main", "answers names and registers services")
-    return _wait_until_ready()
+    return _wait_until_ready() if is_running else _start_agent()
 
 
 def restart() -> Report:
@@ -175,16 +173,23 @@ def restart() -> Report:
 
     Raises WeftError.
     """
-    if os.path.isdir(_SYSTEMD) and _systemctl("is-active", "--quiet", _UNIT):
-        if not _systemctl("restart", _UNIT):
-            raise WeftError("the agent cannot be restarted", hint=f"journalctl -u {_UNIT}")
+    if systemd.is_running() and _is_active():
+        systemd.control("restart", _UNIT)
         return _wait_until_ready()
     _stop_agent()
     return start(is_running=False)
 
 
-def _systemctl(*words: str) -> bool:
-    return processes.spawn(["systemctl", *words], os.environ, detached=True) == 0
+def _is_active() -> bool:
+    with contextlib.suppress(WeftError):
+        return bool(systemd.control("is-active", _UNIT))
+    return False
+
+
+def _start_agent() -> Report:
+    """Start an agent in the background; its report. Raises WeftError."""
+    daemons.start("cni_plugin.agent.main", "answers names and registers services")
+    return _wait_until_ready()
 
 
 def _replace_others() -> list[str]:
@@ -195,8 +200,7 @@ def _replace_others() -> list[str]:
     agent = running()
     if agent is not None and not _runs_own_code(agent.process):
         replaced.append(f"agent, process {_stop_agent()}")
-        daemons.start("cni_plugin.agent.main", "answers names and registers services")
-        _wait_until_ready()
+        _start_agent()
     engine = engines.running()
     if engine is not None and not _runs_own_code(engine.process):
         replaced.append(f"engine, process {engines.stop()}")

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Sequence
 
-from weft import processes
+from weft import systemd
 from weft.errors import WeftError
 
-FOLDER = "/etc/systemd/system"
+FOLDER = systemd.UNITS
 STARTED = ("weft-engine.socket", "weft-gc.timer")
 _COMMAND = "/usr/local/bin/weft"
 """What the units of conf/systemd execute, to be replaced by the command's own path."""
 _MARK = "# Written by weft install --systemd.\n"
-_SECONDS = 30.0
 
 
 def source() -> str:
@@ -46,23 +43,27 @@ def write(command: str, folder: str = FOLDER) -> list[str]:
 
 def start() -> str:
     """Enable and start the engine's socket and the timer; "" or why not."""
-    if not os.path.isdir("/run/systemd/system"):
+    if not systemd.is_running():
         return "systemd does not run here: the units are not started"
-    for arguments in (["daemon-reload"], ["enable", "--now", *STARTED]):
-        if problem := _systemctl(arguments):
-            return problem
+    try:
+        systemd.control("daemon-reload")
+        systemd.control("enable", "--now", *STARTED)
+    except WeftError as error:
+        return error.message
     return ""
 
 
 def remove(folder: str = FOLDER) -> list[str]:
     """Stop and remove the units that ``write`` has written, and no others; their names."""
     names = [name for name in _weft_units(folder) if _is_own(os.path.join(folder, name))]
-    if names and os.path.isdir("/run/systemd/system"):
-        _systemctl(["disable", "--now", *names])
+    if names and systemd.is_running():
+        with contextlib.suppress(WeftError):
+            systemd.control("disable", "--now", *names)
     for name in names:
         os.unlink(os.path.join(folder, name))
-    if names and os.path.isdir("/run/systemd/system"):
-        _systemctl(["daemon-reload"])
+    if names and systemd.is_running():
+        with contextlib.suppress(WeftError):
+            systemd.control("daemon-reload")
     return names
 
 
@@ -78,14 +79,3 @@ def _is_own(path: str) -> bool:
             return file.readline() == _MARK
     except OSError:
         return False
-
-
-def _systemctl(arguments: Sequence[str]) -> str:
-    """Run systemctl; "" or what it says."""
-    program = shutil.which("systemctl")
-    if program is None:
-        return "systemctl is missing"
-    ended = processes.run([program, *arguments], b"", environment={}, timeout=_SECONDS)
-    return (
-        "" if ended.status == 0 else f"systemctl {' '.join(arguments)}: {ended.errors.decode(errors='replace').strip()}"
-    )

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from cni_plugin.agent.api_front import ApiFront
 from discovery import layout_v1
-from discovery.api.local_front import LocalFront
 from discovery.api.router import Route
 from discovery.api.server import ApiServer, Front
 from discovery.api.settings import HttpSettings
@@ -23,6 +22,7 @@ from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
 from discovery.registry import Registry
 from discovery.structs import Node
+from lab.local_front import LocalFront
 from lab.workers import ThreadSpawner
 from store import Store
 from store.embedded import open_embedded

@@ -322,7 +322,7 @@ def test_flannel_beside_weft(cluster: Cluster) -> None:
 
 
 def test_two_clusters_on_one_host(cluster: Cluster) -> None:
-    """Of other addresses and peers, with the same UDP port: a peer of one is a stranger to the other."""
+    """Of other addresses and peers, with the same UDP port: a peer of one is none of the other."""
     host = cluster.host
     del cluster.blocks["b"][3]
     for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Where members serve joins: what strangers send is bounded, refused with a sentence, and stops no one else."""
+"""Where members serve joins: what anybody sends is bounded, refused with a sentence, and stops no one else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP spoken in the process that answers: for tests, and where no process without privileges can be started."""
+"""HTTP spoken in the process that answers, so that a test need not start another one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from discovery.metrics import Metrics
 
 
 class LocalFront:
-    """See ``server.Front``."""
+    """See ``discovery.api.server.Front``."""
 
     def __init__(self, settings: HttpSettings, metrics: Metrics) -> None:
         self._settings = settings
