@@ -11,6 +11,7 @@ from cluster import tunnels
 from cluster.blocks import Blocks, lost
 from cluster.records import Member, Network
 from weft import identity, overlay
+from weft.overlay_modes import L2, PORTS
 from weft.types import Address, Subnet
 
 Json = dict[str, object]
@@ -138,6 +139,7 @@ def peers_file(
                 "blocks": [str(one) for one in peer.blocks],
                 **({"mtu": mtu} if mtu else {}),
                 **({tunnels.KEYS: member.keys[tunnels.KEYS]} if public else {}),
+                **({PORTS: member.keys[PORTS]} if PORTS in member.keys and network.mode == L2 else {}),
             }
         )
     peers.sort(key=lambda one: str(one["name"]))

@@ -16,7 +16,7 @@ from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 from store import Entry
-from weft import identity, overlay, wireguard
+from weft import identity, overlay, overlay_modes, wireguard
 from weft.section import Section, quoted
 from weft.types import Address, Subnet
 
@@ -57,6 +57,10 @@ class Network:
     def length(self, version: int) -> int:
         """The prefix length of blocks of an IP version."""
         return next(one for subnet, one in zip(self.subnets, self.blocks, strict=True) if subnet.version == version)
+
+    @property
+    def mode(self) -> str:
+        return str(self.keys.get("mode") or overlay_modes.ROUTED)
 
     @property
     def internal(self) -> bool:
@@ -297,11 +301,15 @@ def _member(node: str, network: str, keys: Section, entry: Entry) -> Member:
 
 
 def _require_keys(said: Section) -> None:
-    """Record what is wrong with what a host says of its keys: each host's file of peers has them."""
+    """Record what is wrong with what a host says of its keys and containers: each host's file of peers has them."""
     try:
         wireguard.parse_keys(said.items("keys"), 0)
     except ValueError as error:
         said.problem("keys", str(error))
+    try:
+        overlay_modes.parse_ports(said.raw(overlay_modes.PORTS) or {}, ())
+    except (ValueError, TypeError) as error:
+        said.problem(overlay_modes.PORTS, str(error))
     for key in ("generation", "ready"):
         said.integer(key, least=1, most=wireguard.LAST_GENERATION)
 

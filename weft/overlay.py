@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_inte
 from weft import files, wireguard
 from weft.errors import Busy, StateDamaged
 from weft.identity import OVERLAY_GATEWAY6, normal_mac
+from weft.overlay_modes import L2, MODES, PORTS, ROUTED, ContainerPort, parse_ports
 from weft.section import Problems, Section, quoted
 from weft.types import Address, Cidr, Subnet
 from weft.wireguard import TunnelKey
@@ -42,7 +43,7 @@ class OverlayNetwork:
     only on request. ``mtu`` is the network's, in bytes of an inner packet.
 
     ``encryption`` is "" or "wireguard": then ``keys`` are this host's public ones, and it sends with
-    that of ``generation`` to peers that have one of it, too.
+    that of ``generation`` to peers that have one of it, too. ``mode`` is one of ``overlay_modes.MODES``.
     """
 
     name: str
@@ -59,6 +60,7 @@ class OverlayNetwork:
     encryption: str = ""
     keys: tuple[TunnelKey, ...] = ()
     generation: int = 0
+    mode: str = ROUTED
 
     @cached_property
     def vtep(self) -> Address:
@@ -74,11 +76,11 @@ class OverlayNetwork:
         """This host's own address of each IP version: the first host address of its first block, not of a
         block of one address, which may move to another host.
         """
-        found: dict[int, Address] = {}
-        for block in sorted(self.blocks, key=lambda one: one.num_addresses == 1):
-            if block.version not in found:
-                found[block.version] = next(one for one in hosts(block) if one != self.gateway)
-        return found
+        return first_addresses(self.blocks, self.gateway)
+
+    @property
+    def is_l2(self) -> bool:
+        return self.mode == L2
 
     @property
     def gateways(self) -> tuple[Cidr, ...]:
@@ -103,7 +105,8 @@ class OverlayNetwork:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another host of an overlay network: the ``underlay`` address and ``mac`` of its VXLAN link, its
-    blocks, the ``mtu`` of inner packets that reach it (bytes, 0: not probed), and its public ``keys``.
+    blocks, the ``mtu`` of inner packets that reach it (bytes, 0: not probed), its public ``keys``, and in mode l2 its
+    containers.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Peer:
     blocks: tuple[Subnet, ...]
     mtu: int = 0
     keys: tuple[TunnelKey, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
 
 
 def configured_path(ipam: Section, network: str) -> str:
@@ -134,6 +138,15 @@ def hosts(block: Subnet) -> Iterator[Address]:
     first, last = bounds(block)
     kind = IPv4Address if block.version == 4 else IPv6Address
     return map(kind, range(first, last + 1))
+
+
+def first_addresses(blocks: Iterable[Subnet], gateway: Address | None) -> dict[int, Address]:
+    """The own address of the host that has these blocks, of each IP version (``OverlayNetwork.own``)."""
+    found: dict[int, Address] = {}
+    for block in sorted(blocks, key=lambda one: one.num_addresses == 1):
+        if block.version not in found:
+            found[block.version] = next(one for one in hosts(block) if one != gateway)
+    return found
 
 
 def bounds(block: Subnet) -> tuple[int, int]:
@@ -194,7 +207,7 @@ def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
         port or PORT,
         keys.flag("kept"),
     )
-    found = _encrypted(found, keys)
+    found = replace(_encrypted(found, keys), mode=keys.text("mode", choices=MODES) or ROUTED)
     for key, parts in (("blocks", blocks), ("static", static)):
         for one in parts:
             if found.subnet_of(one) is None:
@@ -252,7 +265,8 @@ def _peer(item: object, path: str, problems: Problems, vni: int) -> Peer | None:
             raise TypeError("name must be a string, and blocks a list")
         parts = tuple([_subnet(_text(one)) for one in blocks])
         keys = wireguard.parse_keys(item["keys"], vni) if item.get("keys") else ()
-        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu, keys)
+        ports = parse_ports(item[PORTS], parts) if item.get(PORTS) else ()
+        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu, keys, ports)
     except KeyError as error:
         problems.add(f"{path} lacks the key {error.args[0]}")
     except (ValueError, TypeError) as error:

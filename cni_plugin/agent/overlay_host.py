@@ -33,7 +33,8 @@ from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
 from weft.kernel.linux.kernel import LinuxKernel
-from weft.types import Address
+from weft.overlay_modes import L2, ContainerPort
+from weft.types import Address, Result
 
 _PODMAN = "/etc/containers"
 _ADD_SECONDS = 120.0
@@ -46,7 +47,8 @@ _SOMEWHERE = ip_address("192.0.2.1")
 class Look:
     """What was found on this host: the networks with a file of the agent's (``joined``), those with
     containers, the leases of each, why it cannot take part in one that it has not joined, and its public keys of
-    each encrypted one, by generation, and what containers of each claim of static addresses.
+    each encrypted one, by generation, and what containers
+    claim of static addresses, and the containers of each network of mode l2.
     """
 
     host: Host | None
@@ -56,6 +58,7 @@ class Look:
     conflicts: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)
+    ports: Mapping[str, tuple[ContainerPort, ...]] = field(default_factory=dict)
 
 
 class OverlayHost:
@@ -81,18 +84,22 @@ class OverlayHost:
         """Look at everything; ``keys`` are the generations of keys that are to be made. Raises WeftError."""
         with self._service() as service:
             attached: dict[str, int] = {}
-            for record in service.records.all():
-                attached[record.attachment.network] = attached.get(record.attachment.network, 0) + 1
+            ports: dict[str, tuple[ContainerPort, ...]] = {}
             known = list(networks)
+            l2 = {one.name for one in known if one.mode == L2}
+            for record in service.records.all():
+                name = record.attachment.network
+                attached[name] = attached.get(name, 0) + 1
+                if name in l2 and (port := _port(record.result)) is not None:
+                    ports[name] = (*ports.get(name, ()), port)
             joined = frozenset(self.folders.joined())
             names = joined | {one.name for one in known}
             leased = {name: frozenset(_leased(name)) for name in names}
             new = [one for one in known if not service.recorded_shared(one.name)]
             conflicts = self._conflicts(service, new) if new else {}
             public = {name: self._public_keys(name, generations) for name, generations in keys.items()}
-            return Look(
-                self._underlay(service), joined, attached, leased, conflicts, public, _claims(service.host.run, leased)
-            )
+            asked = _claims(service.host.run, leased)
+            return Look(self._underlay(service), joined, attached, leased, conflicts, public, asked, ports)
 
     def _public_keys(self, name: str, generations: tuple[int, ...]) -> dict[int, str]:
         """The public keys of an encrypted network, whose private ones are made where there are none."""
@@ -231,6 +238,13 @@ def _claims(run: str, leased: Mapping[str, frozenset[Address]]) -> dict[str, tup
         else:
             found[one.network] = (*found.get(one.network, ()), one)
     return found
+
+
+def _port(result: Result) -> ContainerPort | None:
+    """What the bridge of another host must know of a container; None of one that has no addresses yet."""
+    mac = next((one.mac for one in result.interfaces if one.sandbox and one.mac), "")
+    addresses = tuple(one.address.ip for one in result.ips)
+    return ContainerPort(mac, addresses) if mac and addresses else None
 
 
 def _replace(path: str, content: bytes) -> bool:

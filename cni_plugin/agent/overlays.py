@@ -26,6 +26,7 @@ from cni_plugin.agent.overlay_recovery import Recovery
 from discovery.metrics import Metrics
 from store import Compacted, Compare, Delete, Put, Store, StoreError
 from weft.errors import WeftError
+from weft.overlay_modes import L2, PORTS, encoded
 from weft.types import Address, Subnet
 
 log = logging.getLogger(__name__)
@@ -282,6 +283,8 @@ class Overlays:
         attached = bool(look.attached.get(network.name))
         underlay = str(look.host.underlay) if look.host is not None else ""
         mac, keys = vtep(network, self.node), self._keys(network, look)
+        if network.mode == L2:
+            keys = {**keys, PORTS: encoded(look.ports.get(network.name, ()))}
         return Member(self.node, network.name, underlay, mac, host.mtu, attached, problem, keys)
 
     async def _publish(self, network: Network, member: Member) -> None:

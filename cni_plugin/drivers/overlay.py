@@ -11,7 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cni_plugin.drivers import bridge
-from cni_plugin.ops import BaseRules, Elements, Gateways, KnownPeers, OverlayRows, Setting, VxlanLink, WireGuardLinks
+from cni_plugin.ops import (
+    BaseRules,
+    Elements,
+    Gateways,
+    KnownPeers,
+    OverlayRows,
+    PortPublished,
+    Setting,
+    VxlanLink,
+    VxlanPort,
+    WireGuardLinks,
+)
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.overlay import tunnel_elements, vni_elements
 from cni_plugin.plan import interface
@@ -21,6 +32,7 @@ from cni_plugin.wire.request import Request
 from weft import identity, overlay
 from weft.errors import Busy
 from weft.overlay import OverlayNetwork
+from weft.overlay_modes import L2, MODES
 from weft.section import Section
 from weft.types import Result, ResultInterface, Route, Side
 
@@ -36,6 +48,7 @@ DRIVER = Driver(
         interface.MTU,
         Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
         Option("hairpinMode", Value.FLAG, ("hairpin",)),
+        Option("cluster.mode", Value.CHOICE, ("mode",), choices=MODES, podman=False),
         Option("cluster.static", Value.TEXT, ("static",), podman=False),
         Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=("wireguard",), podman=False),
         Option("cluster.port", Value.NUMBER, ("port",), least=1, most=65535, podman=False),
@@ -74,10 +87,13 @@ class Overlay:
             # The same on every host, so that a container that moves keeps the gateway that it knows.
             bridge_mac=identity.mac("overlay", name, str(network.vni)),
         )
+        if network.is_l2:
+            base = replace(base, prefix_routes=(4, 6), mac=base.mac or _port_mac(context.result, network))
         link = identity.overlay_vxlan(base.bridge)
         plan = base.plan(replace(context, result=self._routed(context.result, network)))
         return replace(
             plan,
+            after=(*plan.after, PortPublished(name)) if network.is_l2 else plan.after,
             shared=(*self._guards(network), *plan.shared, *self._shared(network, link, context.result)),
             shared_elements=(
                 *plan.shared_elements,
@@ -91,7 +107,8 @@ class Overlay:
 
     def _routed(self, found: Result, network: OverlayNetwork) -> Result:
         """IPAM's result with the routes: IPv6 containers reach also their own subnet by the gateway."""
-        six = tuple(Route(one, identity.OVERLAY_GATEWAY6) for one in network.subnets if one.version == 6)
+        routed = () if network.is_l2 else network.subnets
+        six = tuple(Route(one, identity.OVERLAY_GATEWAY6) for one in routed if one.version == 6)
         found = replace(found, routes=(*found.routes, *six))
         return found if self.internal else replace(found, routes=interface.default_routes(found))
 
@@ -108,6 +125,8 @@ class Overlay:
         """What the network has on this host beside the bridge."""
         versions: set[int] = {one.version for one in network.subnets}
         mark, there = identity.mark("link", link), self.base.bridge
+        if network.is_l2:
+            return self._shared_l2(network, link, versions)
         settings = {
             # Answers to ARP requests for containers of other hosts, at once.
             f"net/ipv4/conf/{there}/proxy_arp": "1",
@@ -127,6 +146,27 @@ class Overlay:
             OverlayRows(there, link, mark, network.name, self.path, network.subnets),
             *interface.forwarding(versions),
         )
+
+    def _shared_l2(self, network: OverlayNetwork, link: str, versions: set[int]) -> tuple[Operation, ...]:
+        """The same where the bridge has the containers of all hosts."""
+        mark, there = identity.mark("link", link), self.base.bridge
+        return (
+            *((interface.enable_ipv6(there),) if 6 in versions else ()),
+            *self.base.sysctls(),
+            # An answer of a virtual address's instance comes in by the network of the client.
+            Setting(Side.HOST, f"net/ipv4/conf/{there}/rp_filter", "2", there),
+            Gateways(there, network.gateways, anycast=True),
+            VxlanLink(link, identity.alias(mark, f"overlay {network.name}"), network.name, self.path),
+            VxlanPort(link, there, self.base.isolated),
+            OverlayRows(there, link, mark, network.name, self.path, network.subnets, L2),
+            *interface.forwarding(versions),
+        )
+
+
+def _port_mac(found: Result, network: OverlayNetwork) -> str:
+    """The same for an address wherever its container runs, so that neighbours need not learn another one."""
+    addresses = sorted(found.ips, key=lambda one: one.address.version)
+    return identity.mac("overlay port", network.name, str(addresses[0].address.ip)) if addresses else ""
 
 
 def _mark(network: OverlayNetwork) -> str:

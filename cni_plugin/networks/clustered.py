@@ -21,6 +21,7 @@ from cni_plugin.networks.create import VERSION
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import files, overlay
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
+from weft.overlay_modes import MODES
 from weft.section import Section
 
 PREFIX = "zz-"
@@ -62,6 +63,8 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
     own = given.raw("keys") if file_keys else {}
     if encryption := given.text("encryption", choices=overlay.ENCRYPTIONS):
         own = {"encryption": encryption}
+    if mode := given.text("mode", choices=MODES):
+        own = {**(own if isinstance(own, dict) else {}), "mode": mode}
     keys.problems.raise_any()
     return Network(
         name,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
+    from cni_plugin.ops.overlay_l2 import PortPublished, VxlanPort
     from cni_plugin.ops.overlay_tunnels import WireGuardLinks
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
@@ -40,6 +41,7 @@ _RARE = {
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     **dict.fromkeys(("KnownPeers", "OverlayRows", "VxlanLink"), "overlay"),
+    **dict.fromkeys(("PortPublished", "VxlanPort"), "overlay_l2"),
     "WireGuardLinks": "overlay_tunnels",
     "LinkSetting": "tuning",
     **dict.fromkeys(("UplinkClass", "UplinkScheduler"), "uplink"),
@@ -115,6 +117,7 @@ __all__ = [
     "PinnedMac",
     "PoolLease",
     "Port",
+    "PortPublished",
     "PortsFree",
     "Promiscuous",
     "PublishedPort",
@@ -133,6 +136,7 @@ __all__ = [
     "Vlans",
     "Vrf",
     "VxlanLink",
+    "VxlanPort",
     "WireGuardLinks",
     "rare",
 ]

@@ -117,7 +117,13 @@ class Gateways(Operation):
             if one not in wanted
             and one.version in versions
             and (one.version == 4 or any(_overlap(one, address) for address in self.addresses))
+            and not (self.anycast and self._is_own(one))
         ]
+
+    def _is_own(self, one: Cidr) -> bool:
+        """Whether an address beside anycast gateways may be the host's own of the network."""
+        single = one.network.num_addresses == 1
+        return single and any(one.version == each.version and one.ip in each.network for each in self.addresses)
 
     def apply(self, machine: Machine) -> bool:
         there = self._there(machine)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops import overlay_l2
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from cni_plugin.ops.overlay_rows import Changes, Rows, actual, changes, collection_paused, desired, undoing
@@ -19,6 +20,7 @@ from weft import identity, overlay
 from weft.errors import Busy, Conflict, Exists, Missing, WeftError
 from weft.kernel.interface import Element, Link, Namespace
 from weft.overlay import OverlayNetwork, Peer
+from weft.overlay_modes import L2
 from weft.types import Side, Subnet
 
 _TTL, _DF_SET = 64, 1
@@ -163,7 +165,8 @@ class OverlayRows(Operation):
     subnets is unreachable.
 
     The alias of the VXLAN link says which files were applied last, so that an ADD does not compare
-    50,000 peers; CHECK does. *Equivalent to:* ``ip route replace BLOCK nhid ID`` … for each.
+    50,000 peers; CHECK does. ``mode`` is "l2" where all is on the bridge (``overlay_l2``).
+    *Equivalent to:* ``ip route replace BLOCK nhid ID`` … for each.
     """
 
     bridge: str
@@ -172,12 +175,17 @@ class OverlayRows(Operation):
     network: str
     path: str
     subnets: tuple[Subnet, ...]
+    mode: str = ""
 
     def pending(self, machine: Machine) -> Changes:
         """What differs from the files: the changes that ``apply`` makes. Raises Busy, StateDamaged."""
         host = machine.host
         found = overlay.read_network(self.path, self.network)
         peers = peers_of(found, self.path)
+        if found.is_l2:
+            wanted = overlay_l2.desired(found, peers or (), self.bridge)
+            there = overlay_l2.actual(host, found, self.bridge, self.link)
+            return changes(wanted, there, keep=peers is None)
         nexthops = host.nexthops()
         there = actual(host, self.bridge, self.link, self.subnets, nexthops)
         return changes(desired(found, peers or (), self.bridge, self.link, nexthops), there, keep=peers is None)
@@ -186,7 +194,7 @@ class OverlayRows(Operation):
         stamp = _stamp(self.path)
         with collection_paused():
             pending = self.pending(machine)
-            pending.make(machine.host, self.link)
+            pending.make(machine.host, self.link, self._at)
         alias = identity.alias(self.mark, f"{stamp} overlay {self.network}")
         link = machine.host.link(self.link)
         if link is not None and link.alias != alias:
@@ -194,7 +202,18 @@ class OverlayRows(Operation):
         return bool(pending)
 
     def undo(self, machine: Machine) -> None:
-        undoing(machine.host, self.bridge, self.link, self.subnets).make(machine.host, self.link)
+        if self.mode != L2:
+            undoing(machine.host, self.bridge, self.link, self.subnets).make(machine.host, self.link)
+            return
+        # Without the network's file, it goes with the links.
+        with contextlib.suppress(WeftError):
+            found = overlay.read_network(self.path, self.network)
+            there = overlay_l2.actual(machine.host, found, self.bridge, self.link)
+            changes({}, there).make(machine.host, self.link, self.bridge)
+
+    @property
+    def _at(self) -> str:
+        return self.bridge if self.mode == L2 else self.link
 
     def is_missing(self, machine: Machine) -> bool:
         return not applied(machine, self.link, self.mark, self.path)
@@ -207,7 +226,11 @@ class OverlayRows(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         found = overlay.read_network(self.path, self.network)
-        rows = desired(found, peers_of(found, self.path) or (), self.bridge, self.link, ())
+        peers = peers_of(found, self.path) or ()
+        l2 = found.is_l2
+        rows = (
+            overlay_l2.desired(found, peers, self.bridge) if l2 else desired(found, peers, self.bridge, self.link, ())
+        )
         return tuple(changes(rows, Rows()).commands(self.link))
 
 

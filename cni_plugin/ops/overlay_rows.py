@@ -54,16 +54,16 @@ def desired(
     """What should be there. ``nexthops`` are all that there are: a peer keeps the id that it has."""
     found: Rows = {}
     for address in network.own.values():
-        _put(found, ip_interface(address))
+        put(found, ip_interface(address))
     for block in network.blocks:
         source = network.own[6] if block.version == 6 else None
-        _put(found, KernelRoute(Route(block), bridge, source, ROUTE_PROTOCOL))
+        put(found, KernelRoute(Route(block), bridge, source, ROUTE_PROTOCOL))
     for subnet in network.subnets:
-        _put(found, KernelRoute(Route(subnet, priority=_UNREACHABLE_METRIC), protocol=ROUTE_PROTOCOL, unreachable=True))
+        put(found, KernelRoute(Route(subnet, priority=_UNREACHABLE_METRIC), protocol=ROUTE_PROTOCOL, unreachable=True))
     ids = {one.gateway: one.id for one in nexthops if one.link == link and FIRST_NEXTHOP <= one.id <= LAST_NEXTHOP}
     free = _free(nexthops)
     own = network.own
-    # Keys as in _put, but without finding out what each row is: there may be 50,000 peers.
+    # Keys as in put, but without finding out what each row is: there may be 50,000 peers.
     for peer in peers:
         # The gateway is derived from the MAC address, so that no number has to be agreed on.
         gateway = link_local(peer.mac)
@@ -90,37 +90,38 @@ def actual(host: Namespace, bridge: str, link: str, subnets: Iterable[Subnet], n
     with contextlib.suppress(Missing):
         for address in host.addresses(link):
             if not address.is_link_local:
-                _put(found, address)
+                put(found, address)
         for neighbour in host.neighbours(link):
             if neighbour.permanent:
-                _put(found, neighbour)
+                put(found, neighbour)
         for entry in host.fdb(link):
             if not entry.master:
-                _put(found, entry)
+                put(found, entry)
         for route in host.routes(link=link):
             if route.nexthop in own or route.protocol == ROUTE_PROTOCOL:
-                _put(found, route)
+                put(found, route)
     with contextlib.suppress(Missing):
         for route in host.routes(link=bridge):
             if route.protocol == ROUTE_PROTOCOL:
-                _put(found, route)
+                put(found, route)
     for nexthop in nexthops:
         if nexthop.link == link:
-            _put(found, nexthop)
+            put(found, nexthop)
     wanted = set(subnets)
     for route in host.unreachable_routes():
         if route.protocol == ROUTE_PROTOCOL and route.route.destination in wanted:
-            _put(found, route)
+            put(found, route)
     return found
 
 
-def _put(rows: Rows, row: Row | Cidr) -> None:
+def put(rows: Rows, row: Row | Cidr) -> None:
+    """Add a row under its key."""
     if isinstance(row, IPv4Interface | IPv6Interface):
         rows[_ADDRESS, row] = row
     elif isinstance(row, Neighbour):
         rows[_NEIGHBOUR, row.address] = row
     elif isinstance(row, FdbEntry):
-        rows[_FDB, row.mac] = row
+        rows[_FDB, (row.mac, True) if row.master else row.mac] = row
     elif isinstance(row, Nexthop):
         rows[_NEXTHOP, row.id] = row
     else:
@@ -150,12 +151,14 @@ class Changes:
             return f"the kernel lacks {describe(self.added[0])}"
         return f"the kernel has {describe(self.deleted[0])}, which belongs to no peer" if self.deleted else None
 
-    def make(self, host: Namespace, link: str) -> None:
-        """Make the changes: what is new is there before what it replaces is gone."""
+    def make(self, host: Namespace, link: str, at: str = "") -> None:
+        """Make the changes: what is new is there before what it replaces is gone. Addresses are those of the
+        link ``at``, by default the VXLAN link.
+        """
         for one in self.added:
             if isinstance(one, IPv4Interface | IPv6Interface):
                 with contextlib.suppress(Exists):
-                    host.add_address(link, one)
+                    host.add_address(at or link, one)
         rows = [one for one in self.added if not isinstance(one, IPv4Interface | IPv6Interface)]
         if rows:
             host.add_rows(link, rows)
@@ -165,7 +168,7 @@ class Changes:
         for one in self.deleted:
             if isinstance(one, IPv4Interface | IPv6Interface):
                 with contextlib.suppress(Missing):
-                    host.delete_address(link, one)
+                    host.delete_address(at or link, one)
 
     def commands(self, link: str) -> Iterator[str]:
         """The equivalent shell commands."""
@@ -219,7 +222,9 @@ def _command(row: Row | Cidr, link: str, verb: str) -> str:
         return f"ip neigh {verb} {row.address} lladdr {row.mac} dev {row.link} nud permanent"
     if isinstance(row, FdbEntry):
         to = f" dst {row.destination}" if row.destination else ""
-        return f"bridge fdb {verb} {row.mac} dev {link}{to} self permanent"
+        return (
+            f"bridge fdb {verb} {row.mac} dev {link}{to} {'master static sticky' if row.master else 'self permanent'}"
+        )
     if isinstance(row, Nexthop):
         return f"ip nexthop {verb} id {row.id} via {row.gateway} dev {row.link} protocol {row.protocol}"
     if isinstance(row, KernelRoute):

@@ -165,7 +165,8 @@ class FdbEntry:
     Otherwise one of a VXLAN link's own: frames go to the host ``destination``, with the link's VNI and
     UDP port unless ``vni`` and ``port`` say otherwise, or to the FDB nexthop group ``nexthop``. The MAC
     address of zeros is for all receivers without a row.
-    ``state`` is ``permanent``, ``static`` or ``dynamic`` (subject to ageing). 0 and None mean unset.
+    ``state`` is ``permanent``, ``static`` or ``dynamic`` (subject to ageing). A ``sticky`` row of a bridge
+    stays where it is whatever port its MAC address is seen behind. 0 and None mean unset.
     """
 
     mac: str
@@ -176,6 +177,7 @@ class FdbEntry:
     nexthop: int = 0
     master: bool = False
     state: str = "permanent"
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
-"""Overlay networks of other kinds than the usual one: addresses that move from host to host."""
+"""Overlay networks of other kinds than the usual one: static addresses, which move from host to host, and
+mode l2, one broadcast domain in which nothing is flooded to other hosts.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import permutations
 
 import pytest
 
 from lab.etcd import KILL, Cluster
 from lab.hosts import Machine, Machines
 from lab.waiting import until
+from weft import identity
 
 pytestmark = pytest.mark.in_order
 STATIC = "10.120.240.7"
@@ -94,3 +99,116 @@ def test_a_host_that_does_not_answer_keeps_its_addresses(fixed: Machines) -> Non
     reached(fixed, STATIC)
     assert "kept/eth0 on host h1 uses it" in refused(fixed[3], "other", STATIC)
     fixed[1].detach("fixed", "kept")
+
+
+FIXED = "10.130.240.9"
+BRIDGE = identity.overlay_bridge("flat")
+VXLAN = identity.overlay_vxlan(BRIDGE)
+
+
+class Flat:
+    """The network flat with a container on each host: IPv4 and IPv6 addresses by host."""
+
+    def __init__(self, hosts: Machines) -> None:
+        hosts.create("flat", "-o", "mode=l2", "--subnet", "10.130.0.0/16", "--subnet", "fd00:130::/48")
+        self.hosts = hosts
+        self.four = {number: hosts[number].attach("flat", f"f{number}") for number in hosts.all}
+        self.six = {number: inside(hosts[number], f"f{number}", 6) for number in hosts.all}
+
+
+def inside(one: Machine, container: str, version: int) -> str:
+    """A container's address as the kernel has it."""
+    listed = one.run("ip", "-n", container, "-j", f"-{version}", "address", "show", "eth0", "scope", "global").json
+    return str(listed[0]["addr_info"][0]["local"])
+
+
+def mac(one: Machine, container: str) -> str:
+    return str(one.run("ip", "-n", container, "-j", "link", "show", "eth0").json[0]["address"])
+
+
+@pytest.fixture(scope="module")
+def flat(hosts: Machines) -> Iterator[Flat]:
+    made = Flat(hosts)
+    yield made
+    for number in hosts.all:
+        hosts[number].detach("flat", f"f{number}")
+
+
+def sent(one: Machine) -> int:
+    """Packets that a host has sent by the VXLAN link."""
+    return int(one.run("ip", "-s", "-j", "link", "show", VXLAN).json[0]["stats64"]["tx"]["packets"])
+
+
+def test_containers_share_a_segment(hosts: Machines, flat: Flat) -> None:
+    for client, server in permutations(hosts.all, 2):
+        assert hosts[client].ping(f"f{client}", flat.four[server]), (client, server)
+        assert hosts[client].ping(f"f{client}", flat.six[server]), (client, server)
+    # The neighbour is the other container itself, not a router.
+    listed = hosts[1].run("ip", "-n", "f1", "-j", "neigh", "show", flat.four[2], "dev", "eth0").json
+    assert listed[0]["lladdr"] == mac(hosts[2], "f2")
+    for number in hosts.all:  # hosts reach containers of other hosts, and answer them
+        assert hosts[number].run("ping", "-c1", "-W5", flat.four[number % 3 + 1], check=False).code == 0
+    assert not hosts[2].weft("check", check=False).code
+
+
+def test_nothing_is_flooded_to_other_hosts(hosts: Machines, flat: Flat) -> None:
+    before = sent(hosts[1])
+    assert not hosts[1].ping("f1", "10.130.77.77", expected=False)
+    assert not hosts[1].ping("f1", "fd00:130::77", expected=False)
+    hosts[1].run("ip", "netns", "exec", "f1", "ping", "-c1", "-W1", "-b", "10.130.255.255", check=False)
+    assert sent(hosts[1]) == before
+    assert hosts[1].ping("f1", flat.four[2]) and sent(hosts[1]) > before
+
+
+def test_a_container_cannot_take_the_addresses_of_another(hosts: Machines, flat: Flat) -> None:
+    own, other = mac(hosts[1], "f1"), mac(hosts[2], "f2")
+    hosts[1].run("ip", "-n", "f1", "link", "set", "eth0", "address", other)
+    try:
+        assert not hosts[1].ping("f1", flat.four[3], expected=False)
+        assert hosts[3].ping("f3", flat.four[2])
+        rows = hosts[1].run("bridge", "fdb", "show", "dev", VXLAN).stdout
+        assert any(other in line and "sticky" in line for line in rows.splitlines()), rows
+    finally:
+        hosts[1].run("ip", "-n", "f1", "link", "set", "eth0", "address", own)
+    hosts[1].run("ip", "-n", "f1", "address", "add", f"{flat.four[2]}/32", "dev", "eth0")
+    argv = ("ip", "netns", "exec", "f1", "ping", "-c1", "-W1", "-I", flat.four[2], flat.four[3])
+    assert hosts[1].run(*argv, check=False).code
+    hosts[1].run("ip", "-n", "f1", "address", "delete", f"{flat.four[2]}/32", "dev", "eth0")
+    assert hosts[1].ping("f1", flat.four[3])
+
+
+def test_networks_are_isolated(hosts: Machines, flat: Flat) -> None:
+    hosts[2].weft("network", "create", "beside")
+    beside = hosts[2].attach("beside", "b2")
+    assert hosts[2].run("ping", "-c1", "-W5", beside).code == 0
+    for number in (1, 2):
+        assert not hosts[number].ping(f"f{number}", beside, expected=False)
+    assert not hosts[2].ping("b2", flat.four[1], expected=False)
+    hosts[2].detach("beside", "b2")
+    hosts[2].weft("network", "rm", "beside")
+
+
+def test_an_address_moves_with_its_mac_address(hosts: Machines, flat: Flat) -> None:
+    assert hosts[1].attach("flat", "roaming", "--ip", FIXED) == FIXED
+    before = mac(hosts[1], "roaming")
+    for number in hosts.all:
+        assert hosts[number].ping(f"f{number}", FIXED), number
+    hosts[1].detach("flat", "roaming")
+    assert hosts[3].attach("flat", "roaming", "--ip", FIXED) == FIXED
+    assert mac(hosts[3], "roaming") == before
+    for number in hosts.all:
+        assert hosts[number].ping(f"f{number}", FIXED), number
+    hosts[3].detach("flat", "roaming")
+    gone = lambda: not any(before in hosts[n].run("bridge", "fdb", "show").stdout for n in hosts.all)  # noqa: E731
+    until(gone, SOON, "the end of its rows")
+
+
+def test_what_another_program_breaks_is_repaired(hosts: Machines, flat: Flat) -> None:
+    hosts[1].run("bridge", "link", "set", "dev", VXLAN, "neigh_suppress", "off", "flood", "on")
+    hosts[1].run("ip", "neigh", "delete", flat.four[2], "dev", BRIDGE)
+    assert "unicast_flood" in hosts[1].weft("network", "reconcile", "flat", "--dry-run", check=False).stdout
+    hosts[1].weft("network", "reconcile", "flat")
+    port = json.loads(hosts[1].run("ip", "-d", "-j", "link", "show", VXLAN).stdout)[0]["linkinfo"]["info_slave_data"]
+    assert port["neigh_suppress"] and not port["flood"] and not port["learning"]
+    assert flat.four[2] in hosts[1].run("ip", "neigh", "show", "dev", BRIDGE, "nud", "permanent").stdout
+    assert hosts[1].ping("f1", flat.four[2])

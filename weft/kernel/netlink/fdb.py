@@ -27,6 +27,7 @@ from weft.kernel.netlink.constants import (
     NLM_F_REPLACE,
     NTF_MASTER,
     NTF_SELF,
+    NTF_STICKY,
     NUD_NOARP,
     NUD_PERMANENT,
     NUD_REACHABLE,
@@ -74,6 +75,7 @@ def _entry(row: Row) -> FdbEntry:
         nexthop=get_int(found, NDA_NH_ID),
         master=NDA_MASTER in found,
         state=_state(row.state),
+        sticky=bool(row.flags & NTF_STICKY),
     )
 
 
@@ -90,13 +92,13 @@ def add(socket: RouteSocket, name: str, entry: FdbEntry, *, append: bool, replac
     socket.request(_request(socket, RTM_NEWNEIGH, flags, action, name, entry))
 
 
-def own_row(name: str, index: int, entry: FdbEntry, *, deleted: bool, action: str = "") -> Request:
-    """The request that adds or replaces, or deletes, a row of a VXLAN link's own table."""
+def any_row(name: str, index: int, entry: FdbEntry, *, deleted: bool, action: str = "") -> Request:
+    """The request that adds or replaces, or deletes, a row of a VXLAN link's own table, or of its bridge."""
     action = action or f"{'delete' if deleted else 'replace'} the FDB entry {_describe(name, entry)}"
-    if entry.master or entry.state not in _VXLAN_STATES:
-        raise KernelRefused(f"cannot {action}: it is no row of a VXLAN link")
+    if entry.state not in _VXLAN_STATES:
+        raise KernelRefused(f"cannot {action}: {entry.state!r} is none of {', '.join(_STATES)}")
     kind, flags = (RTM_DELNEIGH, 0) if deleted else (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
-    body = NDMSG.pack(AF_BRIDGE, index, _VXLAN_STATES[entry.state], NTF_SELF, 0)
+    body = NDMSG.pack(AF_BRIDGE, index, _state_of(entry), _flags(entry), 0)
     return Request(kind, flags, action, body + _attributes(entry), needs="FDB rows of this kind of link")
 
 
@@ -115,9 +117,16 @@ def _request(socket: RouteSocket, kind: int, flags: int, action: str, name: str,
         raise KernelRefused(f"cannot {action}: {name} is no bridge port")
     if not entry.master and link.kind != "vxlan":
         raise KernelRefused(f"cannot {action}: {name} is no VXLAN link, and has no forwarding database of its own")
-    state = (_STATES if entry.master else _VXLAN_STATES)[entry.state]
-    body = NDMSG.pack(AF_BRIDGE, link.index, state, NTF_MASTER if entry.master else NTF_SELF, 0)
+    body = NDMSG.pack(AF_BRIDGE, link.index, _state_of(entry), _flags(entry), 0)
     return Request(kind, flags, action, body + _attributes(entry), needs="FDB rows of this kind of link")
+
+
+def _state_of(entry: FdbEntry) -> int:
+    return (_STATES if entry.master else _VXLAN_STATES)[entry.state]
+
+
+def _flags(entry: FdbEntry) -> int:
+    return (NTF_MASTER if entry.master else NTF_SELF) | (NTF_STICKY if entry.sticky else 0)
 
 
 def _attributes(entry: FdbEntry) -> bytes:

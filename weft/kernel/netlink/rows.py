@@ -69,7 +69,7 @@ class _Indexes(dict[str, int]):
 
 def _adding(link: str, row: Row, index: _Indexes, action: str = "") -> Request:
     if isinstance(row, FdbEntry):
-        return fdb.own_row(link, index[link], row, deleted=False, action=action)
+        return fdb.any_row(link, index[link], row, deleted=False, action=action)
     if isinstance(row, Neighbour):
         return neighbours.adding(row, index[row.link], replace=True, action=action)
     if isinstance(row, Nexthop):
@@ -79,7 +79,7 @@ def _adding(link: str, row: Row, index: _Indexes, action: str = "") -> Request:
 
 def _deleting(link: str, row: Row, index: _Indexes) -> Request:
     if isinstance(row, FdbEntry):
-        return fdb.own_row(link, index[link], row, deleted=True)
+        return fdb.any_row(link, index[link], row, deleted=True)
     if isinstance(row, Neighbour):
         return neighbours.deleting(row.address, index[row.link], row.link)
     if isinstance(row, Nexthop):
