@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 FOLDER = "names"
 _MOST_BYTES = 1 << 20  # of a file
 _SHORT_ID = 12
+_PATH = re.compile(r"(?:(?P<scheme>https?):)?(?P<path>/(?!/).*)")
+"""What an HTTP check of a container may name instead of a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,14 +341,14 @@ def _instance_id(one: Announcement, name: str, port: int, protocol: str) -> str:
 
 
 def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> CheckDefinition:
-    """The check, run in the container's namespace; a path or port alone refers to the container's
-    address.
+    """The check, run in the container's namespace; a path (also ``https:/path``) or port alone refers to the
+    container's address.
     """
     whole = dict(asked)
     host = f"[{instance.address}]" if ":" in instance.address else instance.address
     place = f"{host}:{instance.port}"
-    if str(whole.get("http", "")).startswith("/"):
-        whole["http"] = f"http://{place}{whole['http']}"
+    if matched := _PATH.fullmatch(str(whole.get("http", ""))):
+        whole["http"] = f"{matched['scheme'] or 'http'}://{place}{matched['path']}"
     for kind in ("tcp", "udp"):
         given = str(whole.get(kind, ""))
         if kind in whole and not given.strip(":0123456789"):

@@ -50,7 +50,9 @@ _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _SERVER = {4: packets.DNS_SERVER4, 6: packets.DNS_SERVER6}
 _REDIRECTED = {4: packets.DNS_REDIRECTED4, 6: packets.DNS_REDIRECTED6}
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
-_CHECK_TEXTS = ("interval", "timeout", "deregister_critical_service_after", "method", "body", "tls_server_name")
+_CHECK_TEXTS = (
+    "interval", "timeout", "deregister_critical_service_after", "method", "body", "tls_server_name", "status",
+)  # fmt: skip
 _CHECK_FLAGS = ("tls_skip_verify", "tcp_use_tls", "disable_redirects")
 _CHECK_NUMBERS = ("success_before_passing", "failures_before_warning", "failures_before_critical")
 """The options of checks, in Consul's names; its agent reads their values."""

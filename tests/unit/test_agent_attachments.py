@@ -63,6 +63,21 @@ def test_service_becomes_an_instance_with_its_check() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [
+        ("/", "http://10.1.0.2:443/"),
+        ("https:/up?x=//1", "https://10.1.0.2:443/up?x=//1"),
+        ("http:/up", "http://10.1.0.2:443/up"),
+        ("https://localhost:8443/up", "https://localhost:8443/up"),
+    ],
+)
+def test_a_path_is_of_the_container(given: str, target: str) -> None:
+    check = {"http": given, "interval": "10s", "status": "passing"}
+    [(_, [found])] = offers(announcement({"name": "web", "port": 443, "check": check}))
+    assert (found.target, found.initial) == (target, "passing")
+
+
 def test_service_with_a_name_alone_has_the_defaults() -> None:
     [(instance, checks)] = offers(announcement({"name": "web"}))
     assert (instance.id, instance.port, instance.protocol, instance.tags) == ("web-0123456789ab-owner", 0, "", ())

@@ -109,6 +109,7 @@ def test_checks_are_passed_to_the_agent_unchanged(weft: Weft, tmp_path: Path, fo
         {"udp": "", "interval": "1s", "failures_before_warning": 1, "failures_before_critical": 3},
         {"tcp": "", "interval": "1s", "success_before_passing": 2},
         {"http": "/", "interval": "5s", "method": "POST", "body": "{}"},
+        {"http": "https:/", "interval": "5s", "status": "passing"},
     ]
     services = [{"name": "web", "port": 80, "sticky": "1h", "shared": True, "check": check} for check in checks]
     weft.add(settled(conf(services=services), folder), NETNS, CONTAINER)
