@@ -16,7 +16,7 @@ from cni_plugin.engine.kernel import WorkerKernel
 from cni_plugin.ops import Elements
 from cni_plugin.service.handing import settle
 from cni_plugin.service.planner import attachment_of
-from cni_plugin.service.records import Record
+from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.removal import remove_network
 from cni_plugin.service.verbs import Service
 from cni_plugin.wire import config, environment, result
@@ -108,7 +108,7 @@ class Calls:
     def withdraw(self, network: Network, endpoint: Endpoint, plugin: str = PORTS) -> None:
         """Publish the endpoint's ports, or names, no longer."""
         # No endpoint is given ports meanwhile. To look first spares most calls to wait while names are published.
-        if not self._is_published(network, endpoint, plugin):
+        if self._record_of(network, endpoint, plugin) is None:
             return
         with self._locks[endpoint.id]:
             self._withdraw(network, endpoint, plugin)
@@ -119,10 +119,12 @@ class Calls:
             self.service.delete(request)
 
     def is_announced(self, network: Network, endpoint: Endpoint) -> bool:
-        return self._is_published(network, endpoint, NAMES)
+        """Whether all of the endpoint's names are published, not a part by a driver that was killed."""
+        found = self._record_of(network, endpoint, NAMES)
+        return found is not None and found.phase is Phase.ATTACHED
 
-    def _is_published(self, network: Network, endpoint: Endpoint, plugin: str) -> bool:
-        return self.service.records.read(replace(attachment(network, endpoint), plugin=plugin)) is not None
+    def _record_of(self, network: Network, endpoint: Endpoint, plugin: str) -> Record | None:
+        return self.service.records.read(replace(attachment(network, endpoint), plugin=plugin))
 
     def remove(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the endpoint's link wherever it is, and its rules. What is gone already is fine."""

@@ -29,7 +29,8 @@ class Naming:
 
     def announce(self, container: Section, *, again: bool = True) -> None:
         """Publish the names and services of a container on each of weft's networks; without ``again`` only
-        where nothing is published yet. What cannot be published is logged: the container runs already.
+        where they are not published yet, or the container has another name now. What cannot be published is
+        logged: the container runs already.
         """
         found = _services(container)
         name = container.text("Name").lstrip("/")
@@ -40,15 +41,15 @@ class Naming:
             network = self._kept.read(Network, endpoint.network) if endpoint is not None else None
             if endpoint is None or network is None or not endpoint.sandbox:
                 continue
+            renamed = (endpoint.name, endpoint.container) != (name, container.text("Id"))
+            if network.names and (again or renamed or not self._calls.is_announced(network, endpoint)):
+                keys = _keys(container, joined, network.name, label, found.services)
+                try:
+                    self._calls.announce(network, endpoint, keys)
+                except WeftError as error:
+                    stderr.write(f"weft docker: names of {name} on {label}: {error}\n")
+            # Afterwards: a driver that is killed meanwhile publishes them again.
             self._note(endpoint, name, container.text("Id"))
-            if not network.names:
-                continue
-            if not again and self._calls.is_announced(network, endpoint):
-                continue
-            try:
-                self._calls.announce(network, endpoint, _keys(container, joined, network.name, label, found.services))
-            except WeftError as error:
-                stderr.write(f"weft docker: names of {name} on {label}: {error}\n")
 
     def _note(self, endpoint: Endpoint, name: str, container: str) -> None:
         """Keep what Docker calls the endpoint's container, for ``weft ps``."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lab.docked import Docked
 from lab.machine import make_root
 from lab.plugins import OWN_FOLDER, chosen_folder
 from lab.podman import Podman
@@ -138,3 +139,16 @@ def roots(root_image: Path, tmp_path: Path) -> list[str]:
     for place in places:
         shutil.copytree(root_image, place, symlinks=True)
     return [str(place) for place in places]
+
+
+@pytest.fixture(scope="module", params=["20.10", pytest.param("26", marks=pytest.mark.long)])
+def docked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, root_image: Path
+) -> Iterator[Docked]:
+    """Docker of Debian 12, unpacked, and of Debian 13, in a root of its own."""
+    below = layers("docker", tmp_path_factory.mktemp("docker")) if request.param == "26" else ()
+    shared = tmp_path_factory.getbasetemp()
+    made = Docked(tmp_path_factory.mktemp("docked"), str(root_image), layers=below, shared=shared)
+    assert made.ask("version", "-f", "{{.Server.Version}}").startswith(request.param)
+    yield made
+    made.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,40 +10,17 @@ import pytest
 
 from lab.docked import Docked
 from lab.plugins import ROOT
-from lab.roots import layers
 from lab.unpacked import unpack
 from lab.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own")
 
 
-@pytest.fixture(scope="module", params=["20.10", pytest.param("26", marks=pytest.mark.long)])
-def docked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, root_image: Path
-) -> Iterator[Docked]:
-    """Docker of Debian 12, unpacked, and of Debian 13, in a root of its own."""
-    below = layers("docker", tmp_path_factory.mktemp("docker")) if request.param == "26" else ()
-    shared = tmp_path_factory.getbasetemp()
-    made = Docked(tmp_path_factory.mktemp("docked"), str(root_image), layers=below, shared=shared)
-    assert made.ask("version", "-f", "{{.Server.Version}}").startswith(request.param)
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def machine(docked: Docked) -> Iterator[Docked]:
     """The machine; after the test nothing is left of its containers and networks."""
     yield docked
-    names = docked.ask("ps", "-aq").split()
-    if names:
-        docked.ask("rm", "-f", *names)
-    networks = docked.ask("network", "ls", "-q", "--filter", "driver=weft").split()
-    if networks:
-        docked.ask("network", "rm", *networks)
-    # Docker no longer lists a network whose removal has begun.
-    with contextlib.suppress(AssertionError):
-        until(lambda: docked.left() == [], 20)
-    assert docked.left() == [], docked.log()
+    docked.empty()
 
 
 def test_networks_ports_and_containers_at_run_time(machine: Docked) -> None:

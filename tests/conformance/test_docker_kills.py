@@ -88,7 +88,7 @@ def agreed(machine: Docked) -> bool:
     """Whether what the driver keeps is what Docker has: endpoints, networks, and attachments of them."""
     kept, there = machine.endpoints()
     networks = set(machine.ask("network", "ls", "-q", "--no-trunc", "--filter", "driver=weft").split())
-    own = {Path(name).stem for name in machine.kept() if "/networks/" in name}
+    own = machine.kept_networks()
     return kept == there and networks == own
 
 

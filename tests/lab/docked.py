@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lab.commands import Outcome
 from lab.firewalls import Firewalled
+from lab.waiting import PATIENTLY, until
 
 _SOCKET = "/run/docker/plugins/weft.sock"
 _PID = "/run/weft-docker.pid"
@@ -75,6 +77,10 @@ class Docked(Firewalled):
         kept = {Path(name).stem for name in self.kept() if "/endpoints/" in name}
         return kept, {str(one["EndpointID"]) for one in members}
 
+    def kept_networks(self) -> set[str]:
+        """The ids of the networks that the driver keeps."""
+        return {Path(name).stem for name in self.kept() if "/networks/" in name}
+
     def log(self) -> str:
         return (self.folder / "driver").read_text()[-4000:]
 
@@ -109,6 +115,17 @@ class Docked(Firewalled):
     def kept(self) -> list[str]:
         """The files of the driver's state."""
         return self.files("/var/lib/weft/docker")
+
+    def empty(self) -> None:
+        """Remove the containers and weft's networks, of which nothing must be left."""
+        if names := self.ask("ps", "-aq").split():
+            self.ask("rm", "-f", *names)
+        if networks := self.ask("network", "ls", "-q", "--filter", "driver=weft").split():
+            self.ask("network", "rm", *networks)
+        # One that the driver removes by itself leaves Docker's list before Docker calls DeleteNetwork.
+        with contextlib.suppress(AssertionError):
+            until(lambda: self.left() == [], 2 * PATIENTLY)
+        assert self.left() == [], self.log()
 
     def left(self) -> list[str]:
         """What is left of weft's attachments and networks."""

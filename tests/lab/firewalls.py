@@ -139,6 +139,11 @@ class Firewalled(Machine):
 
     def docker(self) -> None:
         """(Re)start dockerd, and wait until it answers."""
+        self.start_docker()
+        self.docker_answers()
+
+    def start_docker(self) -> None:
+        """(Re)start dockerd, without waiting for it."""
         pid = self.run("cat", "/run/docker.pid", check=False).stdout.strip()
         if pid:
             self.run("kill", pid)
@@ -146,7 +151,10 @@ class Firewalled(Machine):
             assert gone.code == 0, gone
         options = ("--data-root", "/run/docker-data", "--iptables=true", "-p", "/run/docker.pid")
         self.start("dockerd", *options, log=self.folder / "dockerd")
-        ready = self.until("docker", "version")
+
+    def docker_answers(self, seconds: float = 60) -> None:
+        """Wait until dockerd answers."""
+        ready = self.until("timeout", str(seconds), "docker", "version", timeout=seconds)
         assert ready.code == 0, (ready, (self.folder / "dockerd").read_text()[-2000:])
 
     def image(self, root: str) -> None:
