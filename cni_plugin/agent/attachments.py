@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from typing import Protocol
 
-from cni_plugin.agent.recorded import Recorded
+from cni_plugin.agent.recorded import Configured, Recorded
+from cni_plugin.networks import conflists
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
-from discovery.page.overview import AttachmentSummary, Overview
+from discovery.page.overview import AttachmentSummary, NetworkSummary, Overview
 from discovery.reach import HOST, PUBLISHED_TAG, SCOPE_META
 from discovery.registry import Registry
 from discovery.structs import NETWORK_META, CheckDefinition, Instance, ServiceAddress, Weights
@@ -97,6 +98,7 @@ class Attachments:
         self._registry = registry
         self._overview = overview
         self._recorded = Recorded(run)
+        self._configured = Configured(os.environ.get("WEFT_CNI_CONFIG") or conflists.FOLDER)
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         self._offered: dict[str, tuple[Announcement, bool]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
@@ -126,8 +128,8 @@ class Attachments:
             found = self.refresh_names()
             if self._overview is not None:
                 # Parsing a thousand records for the first time takes a second.
-                recorded = await asyncio.to_thread(self._recorded.read)
-                self._overview.set_attachments(_joined(self._summaries(), recorded))
+                recorded, configured = await asyncio.to_thread(self._page)
+                self._overview.set_attachments(_joined(self._summaries(), recorded), configured)
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
@@ -144,6 +146,13 @@ class Attachments:
                         self._offered[owner] = wanted
                         self._refused.pop(owner, None)
             self._remark(found)
+
+    def _page(self) -> tuple[list[AttachmentSummary], list[NetworkSummary]]:
+        """What the web page shows by the files of records and networks."""
+        configured: list[NetworkSummary] = []
+        with contextlib.suppress(StateDamaged):
+            configured = self._configured.read()
+        return self._recorded.read(), configured
 
     def _is_of_host(self, one: Announcement) -> bool:
         """Whether only this host has a route to the container: it is the gateway, and the network is its own."""
@@ -208,7 +217,10 @@ class Attachments:
 def _joined(announced: Iterable[AttachmentSummary], recorded: Iterable[AttachmentSummary]) -> list[AttachmentSummary]:
     """The announced attachments, and those that have only a record."""
     found = {(one.network, one.container, one.interface): one for one in recorded}
-    return list((found | {(one.network, one.container, one.interface): one for one in announced}).values())
+    for one in announced:
+        key = one.network, one.container, one.interface
+        found[key] = replace(one, ports=found[key].ports) if key in found else one
+    return list(found.values())
 
 
 def _announcement(path: str) -> Announcement | None:

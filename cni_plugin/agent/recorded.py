@@ -1,15 +1,21 @@
-"""Attachments for the web page that have neither names nor services: read from their records."""
+"""What the web page shows of this host beside names and services: attachments, by their records, and
+networks, by their files.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 from cni_plugin.dataplane.packets import INTERNAL_LINKS
+from cni_plugin.networks import conflists, leases
+from cni_plugin.networks.attachments import published
+from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.ops import Elements
 from cni_plugin.service.records import Phase, Record, Records
-from discovery.page.overview import AttachmentSummary
-from weft.errors import StateDamaged
+from discovery.page.overview import AttachmentSummary, NetworkSummary
+from weft.errors import StateDamaged, WeftError
 from weft.identity import attachment_digest
 
 
@@ -61,6 +67,49 @@ def summary(record: Record) -> AttachmentSummary:
         interface=record.attachment.interface,
         addresses=tuple(str(ip.address) for ip in record.result.ips),
         gateways=tuple(dict.fromkeys(str(ip.gateway) for ip in record.result.ips if ip.gateway)),
+        ports=published((*record.operations, *record.shared)),
         internal=any(one.collection == INTERNAL_LINKS for one in elements),
         since=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + record.made,
+    )
+
+
+class Configured:
+    """The networks of this host by their files. A file is parsed when it has changed; the leases are counted each
+    time.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[tuple[int, int], NetworkList | None]] = {}
+
+    def read(self) -> list[NetworkSummary]:
+        """Every network whose file is valid, by name; of two files of one name the first, as runtimes do."""
+        now: dict[str, tuple[tuple[int, int], NetworkList | None]] = {}
+        for path in conflists.paths(self._folder):
+            with contextlib.suppress(OSError):
+                about = os.stat(path)
+                state = about.st_ino, about.st_mtime_ns
+                known = self._known.get(path)
+                now[path] = known if known and known[0] == state else (state, _network(path))
+        self._known = now
+        found: dict[str, NetworkSummary] = {}
+        for _, one in now.values():
+            if one is not None and one.name not in found:
+                found[one.name] = _configured(one)
+        return list(found.values())
+
+
+def _network(path: str) -> NetworkList | None:
+    with contextlib.suppress(WeftError):
+        return conflists.load(path)
+    return None
+
+
+def _configured(one: NetworkList) -> NetworkSummary:
+    return NetworkSummary(
+        one.name,
+        one.driver,
+        tuple(map(str, conflists.subnets(one))),
+        tuple((each.ranges, each.used, each.size) for each in leases.fill(one)),
+        one.internal,
     )

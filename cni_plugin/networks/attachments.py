@@ -101,11 +101,16 @@ class Endpoint:
     @property
     def ports(self) -> tuple[str, ...]:
         """The published ports as docker writes them: ``8080->80/tcp``."""
-        elements = (each for one in self.operations if isinstance(one, Elements) for each in one.elements)
-        return tuple(dict.fromkeys(text for element in elements if (text := _port(element))))
+        return published(self.operations)
 
     def _is_own(self, name: str, sandbox: str) -> bool:
         return name == self.interface and bool(sandbox)
+
+
+def published(operations: Iterable[Operation]) -> tuple[str, ...]:
+    """The ports that operations publish, as docker writes them: ``8080->80/tcp``."""
+    elements = (each for one in operations if isinstance(one, Elements) for each in one.elements)
+    return tuple(dict.fromkeys(text for element in elements if (text := _port(element))))
 
 
 def _port(element: Element) -> str:

@@ -136,22 +136,28 @@ def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
 
     Raises StateDamaged where the folder cannot be read.
     """
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise StateDamaged(f"cannot read {folder}: {error.strerror}") from error
     found: list[NetworkList] = []
     problems: list[WeftError] = []
-    for name in names:
-        if os.path.splitext(name)[1] not in (_LIST, *_SINGLE) or name.startswith("."):
-            continue
+    for path in paths(folder):
         try:
-            found.append(load(os.path.join(folder, name)))
+            found.append(load(path))
         except WeftError as error:
             problems.append(error)
     return found, problems
+
+
+def paths(folder: str) -> list[str]:
+    """The paths of a folder's files of networks, by name; [] where it is missing. Raises StateDamaged where
+    it cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StateDamaged(f"cannot read {folder}: {error.strerror}") from error
+    kinds = (_LIST, *_SINGLE)
+    return [os.path.join(folder, one) for one in names if os.path.splitext(one)[1] in kinds and one[0] != "."]
 
 
 def find(folder: str, name: str) -> NetworkList:

@@ -13,7 +13,7 @@ from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import free_leases, unheld_leases
 from cni_plugin.service.holders import Holders
 from ipam import blocks, host_local
-from ipam.directory import LOCK, POINTER, LeaseFile
+from ipam.directory import LOCK, POINTER, LeaseFile, as_address
 from ipam.ranges import Pool, describe, gateways, size
 from ipam.values import Owner
 from weft.section import Problems, Section
@@ -97,11 +97,24 @@ def _listed(network: NetworkList, attached: _Attached) -> list[LeaseEntry]:
 
 def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
     """The utilization of each set of ranges."""
+    return _usage(network, [lease.address for lease in leases])
+
+
+def fill(network: NetworkList) -> list[Usage]:
+    """The utilization of each set of ranges by the names of the lease files alone, which are not read."""
+    known = pool(network)
+    try:
+        names = os.listdir(known.directory) if known is not None else []
+    except OSError:
+        names = []
+    return _usage(network, [address for name in names if (address := as_address(name)) is not None])
+
+
+def _usage(network: NetworkList, addresses: Sequence[Address]) -> list[Usage]:
     known = pool(network)
     if known is None:
         return []
     kept = gateways(known.sets)
-    addresses = [lease.address for lease in leases]
     return [
         Usage(
             network.name,

@@ -1,6 +1,6 @@
 // The detail pane: everything about the selected object, and how to reach it.
 
-import { networkName, plain } from "./model.js";
+import { networkName, plain, short } from "./model.js";
 import { code, counts, element, endpoint, link, list, mark, state, STATUSES, when } from "./parts.js";
 
 const MOST = 50; // rows per section
@@ -61,6 +61,7 @@ const KINDS = {
       ...container.attachments.map((one) => section(["On ", link("network", one.Network, one.Network)], pairs([
         ["Interface", one.Interface],
         ["Addresses", one.Addresses.map((address) => code(plain(address)))],
+        ["Published", one.Ports.map((port) => code(short(port)))],
         ["Attached", when(one.Since, model.data.Started)],
         ["Names", one.Names.map((name) => code(name))],
         ["Full name", one.Domain && one.Names[0] ? code(`${one.Names[0]}.${one.Domain}`) : null],
@@ -77,6 +78,9 @@ const KINDS = {
     const services = model.services.filter((one) => one.networks.includes(id));
     return ["Network", id, [
       pairs([
+        ["Driver", network.Driver],
+        ["Subnets", network.Subnets.map((subnet) => code(subnet))],
+        ["In use", network.Pools.map((one) => element("p", {}, `${one.Used}${one.Size < 2 ** 32 ? ` of ${one.Size}` : ""} addresses of `, element("code", {}, one.Ranges)))],
         ["Gateways", network.Gateways.map((address) => code(address))],
         ["Names", network.Domains.length ? network.Domains.map((domain) => element("code", {}, `NAME.${domain}`)) : null],
         ["External access", network.here ? (network.Internal ? "no: the network is internal" : "yes") : null],

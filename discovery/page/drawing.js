@@ -1,7 +1,7 @@
 // The map: networks are bars with their containers below, services are frames, and a line connects the frames of a
 // service on several networks. Cells shrink as their number grows, down to a status mark.
 
-import { count, networkName, OWN } from "./model.js";
+import { count, filled, networkName, OWN, short } from "./model.js";
 import { drawn, endpoint, shape, STATUSES } from "./parts.js";
 
 const SIZES = [
@@ -58,8 +58,11 @@ export function draw(networks, model, room, selected) {
     top = band(network, rows, { top, width, size, fonts, services, layers, frames, homes, selected });
   }
   for (const [name, places] of frames) layers.threads.push(thread(places, selected?.kind === "service" && selected.id === name, name, width));
-  const home = selected?.kind === "container" ? homes.get(selected.id) : null;
-  if (home?.length > 1) layers.threads.push(thread(home, true, "", width, "home"));
+  for (const [id, places] of homes) {
+    // A container on several networks: its cells are joined.
+    const joined = places.filter((one, number) => !places.slice(0, number).some((before) => before.network === one.network));
+    if (joined.length > 1) layers.threads.push(thread(joined, selected?.kind === "container" && selected.id === id, "", width, "home", id));
+  }
   return drawn("svg", {
     class: `drawing${layers.threads.filter(Boolean).length > THREADS ? " many" : ""}`, width, height: Math.max(0, top - 14), viewBox: `0 0 ${width} ${Math.max(1, top - 14)}`,
     role: "group", "aria-label": "Networks, their containers and services; arrow keys move, Enter opens",
@@ -115,7 +118,7 @@ function band(network, rows, { top, width, size, fonts, services, layers, frames
   for (const [number, row] of rows.entries()) {
     for (const frame of row) {
       if (!number) things.push(drawn("path", { class: "stem", d: `M${frame.x + 22} ${y - STEM}v${STEM}` }));
-      things.push(...group(frame, y, { size, fonts, services, homes, selected }));
+      things.push(...group(frame, y, { size, fonts, services, homes, selected, network }));
       if (frame.name) frames.set(frame.name, [...(frames.get(frame.name) ?? []), { ...frame, y, first: !number, last: number === rows.length - 1 }]);
     }
     y += Math.max(...row.map((one) => one.height)) + EDGE;
@@ -124,8 +127,8 @@ function band(network, rows, { top, width, size, fonts, services, layers, frames
   const hosts = network.name === "";
   const name = fit(networkName(network.name), width * 0.45, fonts.bar);
   const about = hosts ? "registered without a container" : [
-    network.Internal ? "internal" : "", ...network.Gateways, network.here ? "" : "on other nodes",
-    `${network.cells.length} ${network.cells.length === 1 ? "endpoint" : "endpoints"}`,
+    network.Driver, network.Internal ? "internal" : "", ...(network.Subnets.length ? network.Subnets : network.Gateways),
+    ...filled(network), network.here ? "" : "on other nodes", `${network.all} ${network.all === 1 ? "endpoint" : "endpoints"}`,
   ].filter(Boolean).join(" · ");
   const here = 26 + measure(name, fonts.bar) + 14;
   layers.bands.push(drawn("rect", { class: `band hue-${hue}`, x: 0.5, y: top + 0.5, width: width - 1, height: y - top - 1, rx: 10 }));
@@ -139,16 +142,18 @@ function band(network, rows, { top, width, size, fonts, services, layers, frames
   return y + 14;
 }
 
-function group(frame, y, { size, fonts, services, homes, selected }) {
+function group(frame, y, { size, fonts, services, homes, selected, network }) {
   const found = [];
   const service = services.get(frame.name);
   const inset = frame.name ? EDGE : 0;
   if (frame.name) {
-    const status = STATUSES.find((one) => count(frame.cells.map((cell) => ({ Status: cell.status })))[one]) ?? "none";
+    const every = network.states.get(frame.name); // also those that the filters hide
+    const states = count(every.map((one) => ({ Status: one })));
+    const status = STATUSES.find((one) => states[one]) ?? "none";
     const virtual = headline(service);
-    const good = frame.cells.filter((cell) => cell.status === "passing").length;
-    const share = `${good}/${frame.cells.length}`;
-    const label = `Service ${frame.name}: ${good} of ${frame.cells.length} passing here${virtual ? `; virtual address ${virtual}` : ""}`;
+    const good = states.passing ?? 0;
+    const share = `${good}/${every.length}`;
+    const label = `Service ${frame.name}: ${good} of ${every.length} passing here${virtual ? `; virtual address ${virtual}` : ""}`;
     found.push(item("service", frame.name, label, selected, [
       drawn("rect", { class: `frame ${status}`, x: frame.x + 0.5, y: y + 0.5, width: frame.width - 1, height: frame.height - 1, rx: 8 }),
       drawn("text", { class: "name", x: frame.x + EDGE, y: y + (virtual ? 18 : 25) }, fit(frame.name, frame.width - 2 * EDGE - 44, fonts.name)),
@@ -161,7 +166,7 @@ function group(frame, y, { size, fonts, services, homes, selected }) {
     const x = frame.x + inset + (number % frame.columns) * (frame.cell + size.gap);
     const at = y + (frame.name ? HEAD : 0) + Math.floor(number / frame.columns) * (size.height + size.gap);
     found.push(box(cell, x, at, room, fonts, selected));
-    const place = cell.container && { x, y: at, width: frame.cell, height: size.height };
+    const place = cell.container && { x, y: at, width: frame.cell, height: size.height, network: network.name };
     if (place) homes.set(cell.container, [...(homes.get(cell.container) ?? []), place]);
   }
   return found;
@@ -170,15 +175,24 @@ function group(frame, y, { size, fonts, services, homes, selected }) {
 function box(cell, x, y, size, fonts, selected) {
   const address = endpoint(cell.address, cell.port);
   const status = cell.status === "none" ? "" : `, ${cell.status}`;
-  const label = `${cell.name}${address ? `, ${address}` : ""}${status}${cell.node && !cell.container ? `, on ${cell.node}` : ""}`;
+  const ports = cell.ports.map(short);
+  const published = ports.length ? `, published ${ports.join(", ")}` : "";
+  const label = `${cell.name}${address ? `, ${address}` : ""}${status}${published}${cell.node && !cell.container ? `, on ${cell.node}` : ""}`;
   if (size.height < 20) return item(cell.kind, cell.id, label, selected, [shape(cell.status, size.width, x, y)], cell);
   const two = size.height > 30;
   return item(cell.kind, cell.id, label, selected, [
     drawn("rect", { class: `cell ${cell.status}`, x: x + 0.5, y: y + 0.5, width: size.width - 1, height: size.height - 1, rx: 6 }),
     shape(cell.status, 14, x + 7, y + (two ? 7 : 5)),
     drawn("text", { class: "name", x: x + 27, y: y + (two ? 18 : 16.5) }, fit(cell.name, size.width - 34, fonts.name)),
-    two ? drawn("text", { class: "address", x: x + 27, y: y + 33 }, fit(address || "no address", size.width - 34, fonts.small)) : null,
+    two ? drawn("text", { class: "address", x: x + 27, y: y + 33 },
+      fit([address || "no address", outside(ports)].filter(Boolean).join(" "), size.width - 34, fonts.small)) : null,
   ], cell);
+}
+
+function outside(ports) {
+  // The first published port of the host, and how many more: "⇤8080 +1".
+  const [first, ...rest] = ports;
+  return first ? `⇤${first.split("→")[0]}${rest.length ? ` +${rest.length}` : ""}` : "";
 }
 
 function item(kind, id, label, selected, children, cell) {
@@ -191,7 +205,7 @@ function item(kind, id, label, selected, children, cell) {
   }, drawn("title", {}, label), children);
 }
 
-function thread(places, chosen, name, width, kind = "") {
+function thread(places, chosen, name, width, kind = "", container = "") {
   // From the bottom of each box to the top of the next, or along the right edge if rows are between them.
   const path = places.slice(1).map((to, number) => {
     const from = places[number];
@@ -205,7 +219,7 @@ function thread(places, chosen, name, width, kind = "") {
     const bend = Math.max(24, Math.abs(end - y) / 2);
     return `M${x} ${y}C${x} ${y + bend} ${ending} ${end - bend} ${ending} ${end}`;
   }).join("");
-  return path ? drawn("path", { class: `thread ${kind}${chosen ? " chosen" : ""}`, d: path, "data-service": name }) : "";
+  return path ? drawn("path", { class: `thread ${kind}${chosen ? " chosen" : ""}`, d: path, "data-service": name || null, "data-container": container || null }) : "";
 }
 
 function hash(text) {
@@ -232,6 +246,13 @@ export function nearestItem(items, from, key) {
   return best;
 }
 
+function totals(cells) {
+  // Of all cells: filters change what is shown, not what there is.
+  const states = new Map();
+  for (const one of cells) states.set(one.service, [...(states.get(one.service) ?? []), one.status]);
+  return { all: cells.length, states };
+}
+
 export function shownNetworks(networks, matches, filters) {
   // The networks with the cells that pass the filters; empty ones stay unless a health or text filter is set.
   const filtering = filters.health || filters.query;
@@ -239,6 +260,7 @@ export function shownNetworks(networks, matches, filters) {
     .filter((network) => filters.network === null || network.name === filters.network)
     .map((network) => ({
       ...network,
+      ...totals(network.cells.filter((cell) => cell.service !== OWN)),
       cells: network.cells.filter((cell) => cell.service !== OWN && (!filters.health || cell.status === filters.health) && matches(cell.words)),
     }))
     .filter((network) => network.cells.length || !filtering);

@@ -1,6 +1,6 @@
 // The list views: tables of services, containers, networks and nodes, filtered.
 
-import { networkName, plain } from "./model.js";
+import { filled, networkName, plain, short } from "./model.js";
 import { counts, element, link, list, mark, some, state, when } from "./parts.js";
 
 export const MOST = 200; // rows per page
@@ -34,6 +34,7 @@ const TABLES = {
       ["Container", (one) => named("container", one.id, one.name, one.status)],
       ["Addresses", (one) => list(some(one.attachments.flatMap((attachment) => attachment.Addresses.map(plain)), 4, "more")), "code"],
       ["Networks", (one) => list([...new Set(one.attachments.map((attachment) => attachment.Network))]), "wide"],
+      ["Published", (one) => list(some([...new Set(one.attachments.flatMap((attachment) => attachment.Ports.map(short)))], 4, "more")), "code wide"],
       ["Services", (one) => list(some([...new Set(one.instances.map((instance) => instance.service))], 4, "more")), "wide"],
       ["Id", (one) => one.id.slice(0, 12), "code wide"],
       ["Attached", (one, model) => when(Math.max(...one.attachments.map((attachment) => attachment.Since)), model.data.Started), "wide"],
@@ -41,14 +42,17 @@ const TABLES = {
   },
   networks: {
     rows: (model) => model.networks.filter((one) => one.name),
-    keep: (one, filters, matches) => matches([one.name, ...one.Gateways, ...one.Domains])
+    keep: (one, filters, matches) => matches([one.name, one.Driver, ...one.Subnets, ...one.Gateways, ...one.Domains])
       && (!filters.health || one.cells.some((cell) => cell.status === filters.health))
       && (filters.network === null || one.name === filters.network),
     kind: "network", id: (one) => one.name,
     columns: [
       ["Network", (one) => link("network", one.name, one.name)],
+      ["Driver", (one) => one.Driver || "–"],
+      ["Subnets", (one) => list(one.Subnets), "code"],
       ["Attachments", (one) => String(one.Attachments), "amount"],
-      ["Gateways", (one) => list(one.Gateways), "code"],
+      ["In use", (one) => list(filled(one)), "wide"],
+      ["Gateways", (one) => list(one.Gateways), "code wide"],
       ["Domains", (one) => list(one.Domains), "code wide"],
       ["External access", (one) => (one.here ? (one.Internal ? "no, internal" : "yes") : "on other nodes"), "wide"],
     ],
@@ -74,7 +78,8 @@ export function filteredRows(view, model, filters, matches) {
 
 export function table(view, rows, model, selected, most, more) {
   const { kind, id, columns } = TABLES[view];
-  const cell = (name, [, make, type], one) => element(name, { class: type, ...(name === "th" ? { scope: "row" } : {}) }, make(one, model));
+  // Where the window is narrow, a row is a card and each cell has its column's name.
+  const cell = (name, [label, make, type], one) => element(name, { class: type, "data-label": label, ...(name === "th" ? { scope: "row" } : {}) }, make(one, model));
   const body = rows.slice(0, most).map((one) => element("tr", {
     "data-kind": kind, "data-id": id(one), class: selected?.kind === kind && selected.id === id(one) ? "chosen" : undefined,
   }, columns.map((column, number) => cell(number ? "td" : "th", column, one))));

@@ -15,7 +15,7 @@ export function buildModel(data) {
     containers.set(one.Container, found);
     found.attachments.push(one);
     found.name ||= one.Names[0] ?? "";
-    found.words.push(one.Container, one.Network, ...one.Names, ...one.Addresses);
+    found.words.push(one.Container, one.Network, ...one.Names, ...one.Addresses, ...one.Ports);
   }
   const networks = new Map(data.Networks.map((one) => [one.Name, { ...one, name: one.Name, here: true, cells: [] }]));
   const services = data.Services.map((service) => join(service, attachments, containers, networks));
@@ -24,7 +24,8 @@ export function buildModel(data) {
     if (container.instances.some((found) => found.Owner === one.ID)) continue;
     networks.get(one.Network)?.cells.push({
       key: `container ${one.Container} ${one.ID}`, kind: "container", id: one.Container, service: "", status: "none",
-      name: container.name || one.Container.slice(0, 12), address: plain(one.Addresses[0]), container: one.Container, words: container.words,
+      name: container.name || one.Container.slice(0, 12), address: plain(one.Addresses[0]), ports: one.Ports, container: one.Container,
+      words: container.words,
     });
   }
   for (const one of containers.values()) {
@@ -61,11 +62,11 @@ function join(service, attachments, containers, networks) {
     places.add(instance.network);
     if (!networks.has(instance.network)) {
       const hosts = instance.network === HOSTS;
-      networks.set(instance.network, { name: instance.network, here: hosts, Gateways: [], Domains: [], Internal: false, Attachments: 0, cells: [] });
+      networks.set(instance.network, { name: instance.network, here: hosts, Driver: "", Subnets: [], Pools: [], Gateways: [], Domains: [], Internal: false, Attachments: 0, cells: [] });
     }
     networks.get(instance.network).cells.push({
       key: `instance ${instance.key}`, kind: "instance", id: instance.key, service: service.Name, status: instance.Status,
-      name: instance.title, address: instance.Addresses[0] ?? "", port: instance.Port, container: instance.container,
+      name: instance.title, address: instance.Addresses[0] ?? "", port: instance.Port, ports: attachment?.Ports ?? [], container: instance.container,
       node: instance.Node, words: instance.words,
     });
   }
@@ -96,6 +97,16 @@ export function matcher(query) {
   // Every word of the query must occur in one of the object's search terms.
   const wanted = query.toLowerCase().split(/\s+/).filter(Boolean);
   return (words) => !wanted.length || ((all) => wanted.every((one) => all.includes(one)))(words.join("\n").toLowerCase());
+}
+
+export function filled(network) {
+  // "3 of 253 addresses" for each range of IPv4; a range of IPv6 is never full.
+  return network.Pools.filter((one) => one.Size < 2 ** 32).map((one) => `${one.Used} of ${one.Size} addresses`);
+}
+
+export function short(port) {
+  // "8080→80" of "8080->80/tcp": only protocols other than TCP are written.
+  return port.replace("->", "→").replace(/\/tcp$/, "");
 }
 
 export function networkName(name) {

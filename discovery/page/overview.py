@@ -26,7 +26,8 @@ MAX_ATTACHMENTS = 5000
 MAX_NODES = 1000
 """Bounds of the document, which says how many more there are."""
 MAX_NAMES = 16
-"""Names of an attachment, and tags of a service, in the document."""
+MAX_PORTS = 64
+"""Names of an attachment, tags of a service, and published ports of an attachment, in the document."""
 MIN_WRITE_INTERVAL = 0.25
 """Seconds between two writes of the document."""
 _SLICE = 50  # instances written before yielding to the event loop: a millisecond
@@ -47,9 +48,23 @@ class AttachmentSummary:
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
     domain: str = ""
     internal: bool = False
     since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSummary:
+    """A network that is configured on this host. ``pools`` are its ranges of addresses, each with the
+    number of leases and of addresses.
+    """
+
+    name: str
+    driver: str
+    subnets: tuple[str, ...] = ()
+    pools: tuple[tuple[str, int, int], ...] = ()
+    internal: bool = False
 
 
 class Overview:
@@ -65,7 +80,8 @@ class Overview:
             "Domain": domain,
         }
         self._attachments: tuple[AttachmentSummary, ...] = ()
-        self._attachments_json: tuple[tuple[AttachmentSummary, ...], bytes, bytes] = ((), b"[]", b"[]")
+        self._networks: tuple[NetworkSummary, ...] = ()
+        self._attachments_json: tuple[object, object, bytes, bytes] = (None, None, b"[]", b"[]")
         self._started = time.time()
         # Greater than any version of a previous agent, so that open pages update after a restart.
         self.version = round(self._started * 1000)
@@ -77,11 +93,14 @@ class Overview:
         self._changes = asyncio.Event()
         catalog.subscribe(self._on_catalog_change)
 
-    def set_attachments(self, attachments: Iterable[AttachmentSummary]) -> None:
-        """Replace the attachments of this host."""
+    def set_attachments(
+        self, attachments: Iterable[AttachmentSummary], networks: Iterable[NetworkSummary] = ()
+    ) -> None:
+        """Replace the attachments and the networks of this host."""
         found = tuple(sorted(attachments, key=lambda one: (one.network, one.names, one.container, one.interface)))
-        if found != self._attachments:
-            self._attachments = found
+        configured = tuple(networks)
+        if (found, configured) != (self._attachments, self._networks):
+            self._attachments, self._networks = found, configured
             self._change()
 
     def _on_catalog_change(self, revision: int, _: frozenset[Topic]) -> None:
@@ -207,15 +226,16 @@ class Overview:
 
     async def _attachment_views(self) -> tuple[bytes, bytes]:
         """The JSON of networks and attachments; cached until they change."""
-        shown = self._attachments
-        if self._attachments_json[0] is not shown:
+        shown, configured = self._attachments, self._networks
+        if self._attachments_json[0] is not shown or self._attachments_json[1] is not configured:
             written: list[bytes] = []
             for number, one in enumerate(islice(shown, MAX_ATTACHMENTS)):
                 written.append(_json(_attachment_view(one)))
                 if number % _SLICE == 0:
                     await asyncio.sleep(0)
-            self._attachments_json = (shown, _json(_networks(shown)), b"[" + b",".join(written) + b"]")
-        return self._attachments_json[1:]
+            networks = _json(_networks(shown, configured))
+            self._attachments_json = (shown, configured, networks, b"[" + b",".join(written) + b"]")
+        return self._attachments_json[2:]
 
     def _time_of(self, revision: int) -> float:
         """The time of a revision in Unix seconds; 0 if it is older than this agent."""
@@ -233,25 +253,35 @@ def _attachment_view(one: AttachmentSummary) -> dict[str, object]:
         "Interface": one.interface,
         "Addresses": list(one.addresses),
         "Names": list(one.names[:MAX_NAMES]),
+        "Ports": list(one.ports[:MAX_PORTS]),
         "Domain": one.domain,
         "Since": round(one.since, 1),
     }
 
 
-def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, object]]:
-    """The networks with containers on this host, sorted by name."""
+def _networks(
+    attachments: Iterable[AttachmentSummary], configured: Iterable[NetworkSummary]
+) -> list[dict[str, object]]:
+    """The networks that are configured on this host or have containers there, sorted by name."""
     found: dict[str, list[AttachmentSummary]] = {}
+    known = {one.name: one for one in configured}
     for one in attachments:
         found.setdefault(one.network, []).append(one)
     return [
         {
             "Name": name,
-            "Gateways": sorted({address for one in members for address in one.gateways}),
-            "Domains": sorted({one.domain for one in members if one.domain}),
-            "Internal": any(one.internal for one in members),
-            "Attachments": len(members),
+            "Driver": known[name].driver if name in known else "",
+            "Subnets": list(known[name].subnets) if name in known else [],
+            "Pools": [
+                {"Ranges": ranges, "Used": used, "Size": size}
+                for ranges, used, size in (known[name].pools if name in known else ())
+            ],
+            "Gateways": sorted({address for one in found.get(name, ()) for address in one.gateways}),
+            "Domains": sorted({one.domain for one in found.get(name, ()) if one.domain}),
+            "Internal": known[name].internal if name in known else any(one.internal for one in found[name]),
+            "Attachments": len(found.get(name, ())),
         }
-        for name, members in sorted(found.items())
+        for name in sorted(found.keys() | known.keys())
     ]
 
 

@@ -137,7 +137,8 @@ function render() {
   document.title = `${data.Node}${critical} · weft`;
   put(at("place"), [`${data.Node} · ${data.Datacenter}`, element("span", { class: "faint" }, ` ${data.Version}`)]);
   views();
-  if (!model.containers.length && !model.services.some((one) => one.name !== OWN) && current.view !== "nodes") {
+  const empty = !model.containers.length && !model.networks.length && !model.services.some((one) => one.name !== OWN);
+  if (empty && current.view !== "nodes") {
     put(at("found"), []);
     put(at("main"), [welcome()]);
   } else if (current.view === "map") map(matches);
@@ -209,7 +210,7 @@ function nothing() {
 function welcome() {
   return element("div", { class: "empty" },
     element("h2", {}, "Nothing is registered yet"),
-    element("p", {}, "Containers appear here when they are attached to a network with DNS, services when they are registered. This page updates itself."),
+    element("p", {}, "Networks appear here when they are created, containers when they are attached, services when they are registered. This page updates itself."),
     element("h3", {}, "Create a network"),
     element("p", {}, code("weft network create blue --names")),
     element("h3", {}, "Register a service"),
@@ -288,9 +289,11 @@ at("health").addEventListener("change", (event) => go({ health: event.target.val
 at("network").addEventListener("change", (event) => go({ network: event.target.value ? event.target.value.slice(1) : null }));
 at("clear").addEventListener("click", clear);
 at("main").addEventListener("pointerover", (event) => {
-  // Highlight the lines of the hovered service.
-  const kind = event.target.closest?.("[data-kind='service']");
-  for (const one of document.querySelectorAll(".thread[data-service]")) one.classList.toggle("near", Boolean(kind) && one.dataset.service === kind.dataset.id);
+  // Highlight the lines of the hovered service or container.
+  const near = event.target.closest?.("[data-kind='service'], [data-kind='container']");
+  for (const one of document.querySelectorAll(".thread")) {
+    one.classList.toggle("near", Boolean(near) && one.dataset[near.dataset.kind] === near.dataset.id);
+  }
 });
 let width = 0;
 new ResizeObserver(([entry]) => {

@@ -56,14 +56,21 @@ HEADERS: Mapping[str, str] = {
 
 SECONDS: Schema = {"type": "number"}
 _NODE = struct("OverviewNode", Name=STRING, Address=STRING, Status=STRING, Changed=SECONDS)
+_POOL = struct("OverviewPool", Ranges=STRING, Used=INTEGER, Size=INTEGER)
 _NETWORK = struct(
-    "OverviewNetwork", Name=STRING, Gateways=STRINGS, Domains=STRINGS, Internal=BOOLEAN, Attachments=INTEGER
+    "OverviewNetwork",
+    **dict.fromkeys(("Name", "Driver"), STRING),
+    **dict.fromkeys(("Subnets", "Gateways", "Domains"), STRINGS),
+    Pools=list_of(_POOL),
+    Internal=BOOLEAN,
+    Attachments=INTEGER,
 )
 _ATTACHMENT = struct(
     "OverviewAttachment",
     **dict.fromkeys(("ID", "Network", "Container", "Interface", "Domain"), STRING),
     Addresses=STRINGS,
     Names=STRINGS,
+    Ports=STRINGS,
     Since=SECONDS,
 )
 _INSTANCE = struct(

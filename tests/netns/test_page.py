@@ -225,6 +225,49 @@ def test_registry_text_is_never_executed(page: Page) -> None:
     page.look(look)
 
 
+def test_networks_and_published_ports_of_containers(host: Host, page: Page, tmp_path: Path) -> None:
+    """Also networks without names, one that nobody is on, and a container on two."""
+    weft = str(ROOT / "bin/weft")
+    host.run(weft, "network", "create", "blue", "--subnet", "10.71.0.0/28", "--names")
+    host.run(weft, "network", "create", "green", "--subnet", "10.72.0.0/24", "--subnet", "fd00:72::/64", "--internal")
+    host.run(weft, "network", "create", "empty", "--subnet", "10.73.0.0/24")
+    for name, network, options in (
+        ("web", "blue", ("-p", "8080:80", "-p", "5300:53/udp")),
+        ("web", "green", ("--ifname", "eth1")),
+        ("db", "green", ()),
+    ):
+        if not Path(f"/run/netns/{name}").exists():
+            host.container(name)
+        host.run(weft, "attach", network, name, *options)
+
+    async def look(browser: Browser) -> None:
+        await browser.until(item("Network empty: bridge · 10.73.0.0/24 · 0 of 253 addresses · 0 endpoints"))
+        await browser.until(item("Network blue: bridge · 10.71.0.0/28 · 1 of 13 addresses · 1 endpoint"))
+        await browser.until(item("Network green: bridge · internal · 10.72.0.0/24"))
+        await browser.until(item("weft-web, 10.71.0.2, published 8080→80, 5300→53/udp"))
+        await browser.until("document.querySelectorAll('.thread.home[data-container=weft-web]').length == 1")
+        # Filters change what is shown, not the counts.
+        await browser.ask("location.hash = '#q=weft-db'")
+        await browser.until(f"!({item('weft-web')}) && {item('Network green: bridge · internal · 10.72.0.0/24')}")
+        assert "2 endpoints" in await browser.ask(f"{item('Network green')}.ariaLabel")
+        await browser.ask("location.hash = ''")
+        for number, (width, dark) in enumerate(((1440, False), (900, True), (390, False))):
+            await browser.size(width, 844, dark=dark)
+            for view in ("map", "containers", "networks"):
+                await browser.click(f"document.querySelector('[data-key=\"view {view}\"]')")
+                await browser.until(f"innerWidth == {width} && document.documentElement.scrollWidth <= {width}")
+                await browser.picture(tmp_path / f"{number}-{view}.png", whole=True)
+        await browser.size(1440, 900)
+        await browser.click("document.querySelector('[data-key=\"view networks\"]')")
+        await browser.until(shows("10.73.0.0/24"))
+        await browser.click("document.querySelector('#main tbody th button')")
+        await browser.until(shows("1 of 13 addresses of 10.71.0.1-10.71.0.14", "#detail"))
+        await browser.click("document.querySelector('#detail [data-kind=container]')")
+        await browser.until(shows("8080→80", "#detail"))
+
+    page.look(look)
+
+
 def test_agent_restart_is_noticed(page: Page) -> None:
     page.put("/v1/agent/service/register", {"Name": "kept", "Address": "192.0.2.7", "Port": 5})
 

@@ -16,7 +16,7 @@ import pytest
 from discovery.api.openapi import describe
 from discovery.api.settings import HttpSettings
 from discovery.page import overview
-from discovery.page.overview import AttachmentSummary, Overview
+from discovery.page.overview import AttachmentSummary, NetworkSummary, Overview
 from discovery.page.pages import OVERVIEW, TYPES, routes
 from discovery.structs import Check, Node, Status
 from lab.agent import LabAgent, until
@@ -61,15 +61,20 @@ def test_the_document_contains_everything(book: Book, page: Overview) -> None:
     web = instance("web", "10.0.0.1", meta={"network": "blue"}, tags=("v1",), owner="mark1")
     book.put(web, virtual("web", "10.79.0.1"))
     book.health(web, Status.WARNING)
-    page.set_attachments([attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0)])
+    one = attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0, ports=("80->80/tcp",))
+    pools = (("10.0.0.0/24", 1, 253),)
+    page.set_attachments([one], [NetworkSummary("blue", "bridge", ("10.0.0.0/24",), pools, internal=True)])
     found = read(page)
     assert (found["Node"], found["Datacenter"], found["Domain"]) == ("n1", "dc1", "weft")
     [network] = found["Networks"]
     assert network == {
-        "Name": "blue", "Gateways": ["10.0.0.254"], "Domains": ["dns.podman"], "Internal": True, "Attachments": 1,
+        "Name": "blue", "Driver": "bridge", "Subnets": ["10.0.0.0/24"],
+        "Pools": [{"Ranges": "10.0.0.0/24", "Used": 1, "Size": 253}], "Gateways": ["10.0.0.254"],
+        "Domains": ["dns.podman"], "Internal": True, "Attachments": 1,
     }  # fmt: skip
     [attached] = found["Attachments"]
     assert (attached["Addresses"], attached["Names"], attached["Since"]) == (["10.0.0.1/24"], ["c1"], 5.0)
+    assert attached["Ports"] == ["80->80/tcp"]
     [service] = found["Services"]
     assert (service["Name"], service["Virtual"], service["Tags"]) == ("web", ["10.79.0.1"], ["v1"])
     [one] = service["Instances"]
@@ -89,6 +94,7 @@ def test_every_kind_of_change_wakes_a_waiting_client(book: Book, page: Overview)
         lambda: book.put(replace(NODE, address="192.0.2.9")),
         lambda: page.set_attachments([attachment(1)]),
         lambda: page.set_attachments([]),
+        lambda: page.set_attachments([], [NetworkSummary("green", "macvlan")]),
         lambda: book.drop(web),
     ]
 
