@@ -34,6 +34,8 @@ network or an endpoint only after the driver's answer.
 """
 _RETRY_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
+_AFTER_CALL_SECONDS = 15.0
+"""From a call of Docker's to the next look: Docker may have given up waiting for the call's answer."""
 _CLUSTER_SECONDS = 2.0
 """Between two looks whether files of overlay networks have changed."""
 _RENAMED = ("container", "rename")
@@ -104,8 +106,13 @@ class Agreement:
         self._cluster = ClusterNetworks(api, kept, blocking)
         # Endpoints and sandboxes whose links were found there: each is looked for once, not at every event.
         self._settled: set[tuple[str, str]] = set()
+        self._called = asyncio.Event()
         # Those of these whose container's names are not published yet.
         self._unnamed: set[str] = set()
+
+    def called(self) -> None:
+        """Note that a call has changed something: look again in a while."""
+        self._called.set()
 
     async def run(self) -> None:
         """Until cancelled. dockerd need not run."""
@@ -137,7 +144,19 @@ class Agreement:
             with contextlib.suppress(NoDocker):
                 await self.agree()
                 pause = _AGAIN_SECONDS
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError, NoDocker):
+                async with asyncio.timeout(pause):
+                    await self._trim_after_calls()
+
+    async def _trim_after_calls(self) -> None:
+        """While Docker calls, remove what it does not have: a call whose answer Docker no longer waits for is
+        finished all the same, and never undone. Raises NoDocker.
+        """
+        while True:
+            await self._called.wait()
+            await asyncio.sleep(_AFTER_CALL_SECONDS)
+            self._called.clear()
+            await self._trim(await self._seen())
 
     async def _follow_cluster(self) -> None:
         while True:
@@ -179,6 +198,10 @@ class Agreement:
         await self.settle()
         for name in sorted(seen.containers):
             await self._announce(name, again=False)
+        await self._trim(seen)
+
+    async def _trim(self, seen: Seen) -> None:
+        """Remove what Docker does not have, now and a moment later. Raises NoDocker."""
         surplus = await self._blocking(partial(self._surplus, seen))
         if surplus:
             await asyncio.sleep(GRACE)

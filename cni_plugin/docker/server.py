@@ -118,6 +118,7 @@ class Driver:
         except Exception as error:
             text = f"internal error: {type(error).__name__}: {error}"
             status, answer, said = 500, {"Err": text}, text
+        self._agreement.called()
         seconds = time.monotonic() - started
         stderr.write(f"weft docker: {name}: {said}, {seconds * 1000:.1f} ms\n")
         return web.Response(body=json.dumps(answer).encode(), status=status, headers={"Content-Type": _CONTENT_TYPE})

@@ -103,6 +103,37 @@ def test_what_docker_is_about_to_have_is_kept(agree: Agree, driver: Networks, ke
     assert len(list(kept.all(Network))) == 1
 
 
+def test_what_docker_gave_up_is_removed_after_the_call(
+    kept: Kept, calls: Fake, driver: Networks, addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker no longer waits for a Join; the driver finishes it after both have agreed."""
+    for name in ("GRACE", "_AFTER_CALL_SECONDS"):
+        monkeypatch.setattr(module, name, 0.0)
+    created(driver)
+
+    async def blocking(work: Callable[[], _T]) -> _T:
+        return work()
+
+    async def agree() -> None:
+        agreement = Agreement(FakeApi([network()]), kept, calls, driver, addresses, blocking)
+        monkeypatch.setattr(agreement._api, "events", events)
+        running = asyncio.create_task(agreement.run())
+        await asyncio.sleep(0.05)
+        joined(driver)
+        assert len(list(kept.all(Endpoint))) == 1
+        agreement.called()
+        async with asyncio.timeout(10):
+            while list(kept.all(Endpoint)):
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        yield {}
+        await asyncio.sleep(60)
+
+    asyncio.run(agree())
+
+
 def test_a_lost_network_is_kept_again(agree: Agree, driver: Networks, kept: Kept) -> None:
     agree([network(Gateway="172.18.0.9")])
     assert driver.network(NETWORK).gateways == ("172.18.0.9/16",)
