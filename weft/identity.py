@@ -140,6 +140,11 @@ def host_link(attachment: Attachment) -> str:
     return "veth" + digest("link", attachment.network, attachment.container, attachment.interface)[:10]
 
 
+def vlan_gateway_port(link: str) -> str:
+    """The port of a bridge that leads to the link with a VLAN's gateway address."""
+    return "veth" + digest("vlan", link)[:10]
+
+
 def temporary_link(attachment: Attachment) -> str:
     """The name of an attachment's link while it is being created; unique across namespaces."""
     return TEMPORARY_PREFIX + digest("passing", attachment_digest(attachment))[:10]

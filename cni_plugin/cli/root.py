@@ -21,6 +21,7 @@ from weft.errors import WeftError
 _MODULES = {
     **{name: name for name in ("cluster", "docker", "doctor", "engine", "node", "services", "status", "trace")},
     **dict.fromkeys(("agent", "up", "down"), "agents"),
+    **dict.fromkeys(("apply", "diff", "export"), "applying"),
     **dict.fromkeys(("attach", "detach", "plan"), "attaching"),
     **dict.fromkeys(("catalog", "members"), "catalog"),
     **dict.fromkeys(("event", "info", "leave", "maint", "monitor", "reload", "snapshot", "validate"), "consul_agent"),
@@ -39,6 +40,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Networks", ("network", "ipam")),
     ("Attachments", ("ps", "show", "check")),
     ("Attach without a container runtime", ("plan", "attach", "detach")),
+    ("From files", ("apply", "diff", "export")),
     ("Services", ("services", "catalog", "members", "dns-lookup")),
     (
         "Keys and the agent, as in Consul",

@@ -160,7 +160,7 @@ class BridgeNetwork:
         name = f"{self.bridge}.{self.vlan}"
         return VlanGateway(
             name=name,
-            port="veth" + identity.digest("vlan", name)[:10],
+            port=identity.vlan_gateway_port(name),
             bridge=self.bridge,
             alias=identity.alias(identity.mark("bridge", name), f"gateway of {name}"),
             mac=identity.mac(context.host, "vlan", name),

@@ -12,7 +12,7 @@ from weft import systemd
 from weft.errors import WeftError
 
 FOLDER = systemd.UNITS
-STARTED = ("weft-engine.socket", "weft-gc.timer")
+STARTED = ("weft-engine.socket", "weft-gc.timer", "weft-apply.service")
 _COMMAND = "/usr/local/bin/weft"
 """What the units of conf/systemd execute, to be replaced by the command's own path."""
 _MARK = "# Written by weft install --systemd.\n"

@@ -53,6 +53,9 @@ STANDS_ON: dict[str, str] = {
         "weft weft.kernel weft.kernel.linux weft.kernel.trace ipam discovery.consul cluster cni_plugin.dataplane "
         "cni_plugin.wire cni_plugin.ops cni_plugin.plan cni_plugin.service"
     ),
+    "cni_plugin.networks.declared": (
+        "weft weft.kernel discovery.consul cni_plugin.wire cni_plugin.ops cni_plugin.service cni_plugin.networks"
+    ),
     "cni_plugin.agent": (
         "weft weft.kernel weft.kernel.linux ipam store store.etcd discovery discovery.acl discovery.consul "
         "discovery.dns discovery.health discovery.api discovery.balancer discovery.page cluster cni_plugin.dataplane "
@@ -74,7 +77,8 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.cli": (
         "weft weft.kernel weft.kernel.linux weft.kernel.trace store store.etcd cluster discovery discovery.consul "
         "discovery.dns discovery.balancer cni_plugin.dataplane cni_plugin.wire cni_plugin.dhcp "
-        "cni_plugin.ops cni_plugin.plan cni_plugin.agent cni_plugin.service cni_plugin.networks cni_plugin.entry "
+        "cni_plugin.ops cni_plugin.plan cni_plugin.agent cni_plugin.service cni_plugin.networks "
+        "cni_plugin.networks.declared cni_plugin.entry "
         "cni_plugin.engine cni_plugin.docker"
     ),
 }

@@ -627,6 +627,12 @@ class Namespace(Protocol):
         *Equivalent to:* ``nft --handle --numeric-protocol list WHAT``.
         """
 
+    def change_nftables(self, commands: str) -> None:
+        """Run nft commands here, in one transaction: of tables that are not ``Ruleset``'s.
+
+        *Equivalent to:* ``nft -f FILE``.
+        """
+
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
         """firewalld's zone of a link or subnet, "" for none, None if no firewalld answers.
 
@@ -744,6 +750,18 @@ class Kernel(Protocol):
 
     def open(self, path: str) -> Namespace:
         """Open the namespace at a path. Raises ``NamespaceProblem`` if it is not one."""
+
+    def add_namespace(self, path: str) -> None:
+        """Make an empty network namespace and mount it at a path of ``/run/netns``. Raises ``Exists``.
+
+        *Equivalent to:* ``ip netns add NAME``, ``ip-netns(8)``.
+        """
+
+    def remove_namespace(self, path: str) -> None:
+        """Unmount it: the namespace ends with the last process in it. Raises ``Missing``.
+
+        *Equivalent to:* ``ip netns delete NAME``.
+        """
 
     def others(self) -> tuple[str, ...]:
         """A path of every network namespace but the host's that a process is in or a mount keeps.

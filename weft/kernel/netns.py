@@ -13,13 +13,19 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from weft.errors import KernelRefused, NamespaceProblem
+from weft.errors import Exists, KernelRefused, Missing, NamespaceProblem
 from weft.types import NamespaceId
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 CURRENT = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
+_MS_BIND = 0x1000
+_MNT_DETACH = 2
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -130,6 +136,61 @@ def inside(descriptor: int) -> Iterator[None]:
                 os._exit(70)
     finally:
         os.close(home)
+
+
+def add(path: str) -> None:
+    """A new network namespace, mounted at a path that does not exist. Raises Exists and KernelRefused.
+
+    Unlike ``ip netns add`` it does not bind the folder to itself, which would hide what is mounted
+    there: /run is a shared mount already where services have mount namespaces. Source: ``ip-netns(8)``.
+    """
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    except FileExistsError as error:
+        raise Exists(f"{path} exists already") from error
+    except OSError as error:
+        raise KernelRefused(f"cannot make {path}: {error.strerror}") from error
+    descriptor = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with inside(descriptor):  # which returns to this namespace from the new one
+            _checked(_libc().unshare(_CLONE_NEWNET))
+            _checked(_libc().mount(os.fsencode(CURRENT), os.fsencode(path), b"none", _MS_BIND, None))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise KernelRefused(f"cannot make the network namespace {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Unmount and unlink what ``add`` has mounted. Raises Missing and KernelRefused."""
+    try:
+        _checked(_libc().umount2(os.fsencode(path), _MNT_DETACH))
+        os.unlink(path)
+    except FileNotFoundError as error:
+        raise Missing(f"there is no namespace {path}") from error
+    except OSError as error:
+        raise KernelRefused(f"cannot remove the network namespace {path}: {error.strerror}") from error
+
+
+def _libc() -> CDLL:
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_void_p]
+    return library
+
+
+def _checked(answer: int) -> None:
+    """Raise OSError where a function of libc has failed."""
+    import ctypes
+
+    if answer != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _setns() -> Callable[[int], None]:

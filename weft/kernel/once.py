@@ -122,6 +122,12 @@ class _Kernel:
     def open(self, path: str) -> Namespace:
         return cast(Namespace, _Container(self._kernel.open(path)))
 
+    def add_namespace(self, path: str) -> None:
+        self._kernel.add_namespace(path)
+
+    def remove_namespace(self, path: str) -> None:
+        self._kernel.remove_namespace(path)
+
     def others(self) -> tuple[str, ...]:
         return self._kernel.others()
 

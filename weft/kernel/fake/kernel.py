@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weft.errors import NamespaceProblem
+from weft.errors import Exists, Missing, NamespaceProblem
 from weft.kernel.fake.calls import CallLog
 from weft.kernel.fake.namespace import FakeNamespace
 from weft.kernel.fake.rules import FakeRuleset
@@ -47,6 +47,18 @@ class FakeKernel(CallLog):
         gone = self._namespaces.pop(path)
         for link in list(gone.links_by_name.values()):
             gone._remove(link)
+
+    def add_namespace(self, path: str) -> None:
+        self.called("add_namespace")
+        if path in self._namespaces:
+            raise Exists(f"{path} exists already")
+        self.add(path)
+
+    def remove_namespace(self, path: str) -> None:
+        self.called("remove_namespace")
+        if path not in self._namespaces:
+            raise Missing(f"there is no namespace {path}")
+        self.remove(path)
 
     def namespaces(self) -> tuple[FakeNamespace, ...]:
         return tuple(self._namespaces.values())

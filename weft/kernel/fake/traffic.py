@@ -37,6 +37,8 @@ class FakeTraffic(FakeState):
         self.zones: dict[str, str] | None = None
         """firewalld's zones of links; None: no firewalld."""
         self.permanent_zones: dict[str, str] = {}
+        self.nft_rules: dict[str, list[str]] = {}
+        """The rules of ``change_nftables``, by ``chain FAMILY TABLE NAME``."""
 
     def _called(self, verb: str) -> None:
         raise NotImplementedError
@@ -191,7 +193,21 @@ class FakeTraffic(FakeState):
 
     def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
         self._called("nftables_listing")
-        return ""
+        return "\n".join(self.nft_rules.get(what, ()))
+
+    def change_nftables(self, commands: str) -> None:
+        self._called("change_nftables")
+        for line in commands.splitlines():
+            verb, what, family, table, *rest = line.split(" ")
+            if (verb, what) == ("delete", "table"):
+                self.nft_rules = {
+                    key: rules
+                    for key, rules in self.nft_rules.items()
+                    if not key.startswith(f"chain {family} {table} ")
+                }
+            elif (verb, what) == ("add", "rule"):
+                chain, *words = rest
+                self.nft_rules.setdefault(f"chain {family} {table} {chain}", []).append(" ".join(words))
 
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
         self._called("firewalld_zone")

@@ -7,7 +7,7 @@ import json
 
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.linux import firewalls, iptables
-from weft.kernel.nft.library import runner
+from weft.kernel.nft.library import refuse, runner
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.verdicts import BaseChain, of_iptables, of_nftables
 
@@ -76,3 +76,14 @@ def listing(what: str, *, as_json: bool) -> str:
     finally:
         library.close()
     return "" if errors else output
+
+
+def change(commands: str) -> None:
+    """Run nft commands in this thread's network namespace; see ``Namespace.change_nftables``."""
+    library = runner()
+    try:
+        _, errors = library.run(commands)
+    finally:
+        library.close()
+    if errors:
+        refuse(errors)

@@ -534,6 +534,12 @@ class LinuxNamespace:
         with self._entered():
             return filters.listing(what, as_json=as_json)
 
+    def change_nftables(self, commands: str) -> None:
+        from weft.kernel.linux import filters
+
+        with self._entered():
+            filters.change(commands)
+
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
         from weft.kernel.linux import firewalld
 
@@ -589,6 +595,12 @@ class LinuxKernel:
 
     def open(self, path: str) -> Namespace:
         return LinuxNamespace(*netns.open_namespace(path))
+
+    def add_namespace(self, path: str) -> None:
+        netns.add(path)
+
+    def remove_namespace(self, path: str) -> None:
+        netns.remove(path)
 
     def others(self) -> tuple[str, ...]:
         return netns.others(self.host.id)
