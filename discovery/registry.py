@@ -204,6 +204,10 @@ class Registry:
         self._local.checks[new.id] = new
         self._deferred.pop(new.id, None)
         self._unsaved.pop(new.id, None)
+        if new.status is not old.status:
+            event = {"service": new.service_id, "check": new.id, "before": old.status.value, "status": new.status.value}
+            fields = {**event, "output": new.output}
+            log.info("check %s is %s", new.id, new.status.value, extra={"event": "health", "fields": fields})
         return True
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:

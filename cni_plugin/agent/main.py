@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import catalog_file, dns_front, dns_worker, limits, lookup_worker, uplink
+from cni_plugin.agent import catalog_file, dns_front, dns_worker, event_log, limits, lookup_worker, uplink
 from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
@@ -42,7 +42,7 @@ from discovery.page.overview import Overview
 from discovery.registry import Registry
 from store import Store, StoreError
 from store.embedded import EmbeddedStore
-from weft import __version__, confinement, files
+from weft import __version__, confinement, events, files
 from weft.capabilities import AGENT
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
@@ -507,7 +507,9 @@ def _make_mounts(settings: Settings) -> None:
     files.make_directory(data, "the agent's state")
     if settings.store is not None:
         os.makedirs("/etc/cni/net.d", exist_ok=True)
-    private_mounts.make(("/run", data, "/etc/weft/etcd", "/etc/cni", "/etc/containers", "/var/lib/cni"))
+    private_mounts.make(
+        ("/run", data, "/etc/weft/etcd", "/etc/cni", "/etc/containers", "/var/lib/cni", events.folder())
+    )
 
 
 def _prepare_probes() -> Work:
@@ -545,6 +547,7 @@ def _serve_confined(settings: Settings, spawner: Spawner, echo: dict[int, socket
     folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
     files.make_directory(folder, "the agent's state")
     place = DaemonSocket(folder, "agent")
+    event_log.start(folder)
     agent = Agent(settings, place, spawner, echo, idle=idle)
     while asyncio.run(agent.run()):
         place.listen()  # close() has kept the lock

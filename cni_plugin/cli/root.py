@@ -28,6 +28,7 @@ _MODULES = {
     "kv": "kv",
     "lock": "lock",
     "watch": "watch",
+    **dict.fromkeys(("events", "logs"), "happening"),
     **dict.fromkeys(("gc", "ipam"), "keeping"),
     **dict.fromkeys(("check", "ps", "show"), "listing"),
     **dict.fromkeys(("install", "uninstall"), "install"),
@@ -47,7 +48,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("kv", "event", "watch", "lock", "maint", "snapshot", "info", "monitor", "reload", "leave", "validate"),
     ),
     ("Many hosts", ("cluster", "node")),
-    ("Diagnostics", ("status", "doctor", "trace", "gc")),
+    ("Diagnostics", ("status", "doctor", "trace", "events", "logs", "gc")),
     ("Install and run", ("install", "uninstall", "up", "down", "agent", "engine", "docker", "completion")),
 )
 

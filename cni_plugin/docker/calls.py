@@ -71,7 +71,9 @@ class Calls:
         request = _request(Command.ADD, network, endpoint)
         if self.service.records.read(attachment_of(request)) is not None:
             self.remove(network, endpoint)
-        return self.service.add(request)
+        answer = self.service.handle(request)
+        assert answer is not None
+        return answer
 
     def preview(self, network: Network, endpoint: Endpoint) -> None:
         """Raises WeftError where ``add`` would be refused. Nothing is changed."""
@@ -93,7 +95,7 @@ class Calls:
             self._withdraw(network, endpoint, plugin)
             previous = json.loads(result.render(before.result, VERSION))
             whole = {**keys, "prevResult": previous}
-            self.service.add(_request(Command.ADD, network, endpoint, plugin, whole))
+            self.service.handle(_request(Command.ADD, network, endpoint, plugin, whole))
 
     def published(self) -> set[tuple[str, int]]:
         """The protocol and number of every port that attachments of this host publish."""
@@ -116,7 +118,7 @@ class Calls:
     def _withdraw(self, network: Network, endpoint: Endpoint, plugin: str) -> None:
         request = _request(Command.DEL, network, endpoint, plugin)
         if self.service.records.read(attachment_of(request)) is not None:
-            self.service.delete(request)
+            self.service.handle(request)
 
     def is_announced(self, network: Network, endpoint: Endpoint) -> bool:
         """Whether all of the endpoint's names are published, not a part by a driver that was killed."""
@@ -138,7 +140,7 @@ class Calls:
                 request = replace(request, namespace="")
             elif self.service.kernel.host.link(link_name(endpoint.id)) is None:
                 return
-            self.service.delete(request)  # of a link that Docker has moved back after Leave, by its mark
+            self.service.handle(request)  # of a link that Docker has moved back after Leave, by its mark
 
     def locked(self, endpoint: Endpoint) -> threading.RLock:
         """The lock of an endpoint, which is held while it is published or removed."""

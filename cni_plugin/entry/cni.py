@@ -5,6 +5,7 @@ The engine and a call's own process share it. The answer is always one JSON docu
 
 from __future__ import annotations
 
+import os
 import time
 
 from cni_plugin.wire import channel, probe
@@ -48,6 +49,7 @@ def run(
     started = time.monotonic()
     received, network = b"", ""
     answer: Result | None = None
+    served = False
     try:
         if environ.get("CNI_COMMAND") == "VERSION":
             return 0, probe.answer(plugin, _peek(stdin))
@@ -61,16 +63,33 @@ def run(
             raise
         received = stdin if isinstance(stdin, bytes) else channel.read(stdin)
         read = config.read(received, call.command, plugin)
-        network = read.name
+        network, served = read.name, True
         answer = handle(call.request(plugin, environ, read, received))
         status, output = 0, b"" if answer is None else result.render(answer, read.version)
     except BaseException as error:  # whatever it is, the runtime gets an error object
         status, output = 1, failure(error, received, traced=bool(environ.get("WEFT_DEBUG")))
+        if not served:
+            _record(environ, error)
     if log is not None:
         from cni_plugin.service.log import request_line
 
         log(request_line(environ, network, answer, output if status else b"", time.monotonic() - started))
     return status, output
+
+
+def _record(environ: Mapping[str, str], error: BaseException) -> None:
+    """The event of a call that is refused before it is served."""
+    from weft import events
+
+    shown = _as_weft_error(error)
+    run = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
+    told: dict[str, events.Value] = {
+        "container": environ.get("CNI_CONTAINERID", ""),
+        "interface": environ.get("CNI_IFNAME", ""),
+        "code": shown.code,
+        "error": shown.message,
+    }
+    events.record(run, environ.get("CNI_COMMAND", "").lower()[:20] or "call", told)
 
 
 def _reads_arguments(plugin: str) -> bool:

@@ -20,7 +20,7 @@ from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.shared import Concerned, Restored, Where, repair, repair_concerned, restore_attachment
-from weft import releases
+from weft import events, releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
 from weft.kernel.host import Host
@@ -58,6 +58,7 @@ class Follower:
 
     def __init__(self, owner: guard.Owner, log: Callable[[str], None], *, settle: float = SETTLE) -> None:
         self._log = log
+        self._owner = str(owner)
         self._settle = settle
         self._logged = float("-inf")
         self._unlogged = 0
@@ -140,6 +141,7 @@ class Follower:
             return None
         if restored.changed:
             restorations.note(context.host.run)
+            events.record(context.host.run, "repair", {"changes": restored.changed, "source": self._owner})
             self._report("another program has changed what weft had set up, restored", restored.changed)
         return restored
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -21,9 +22,11 @@ from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
 from cni_plugin.service.shared import pass_on_ports, restore_all, restore_elements, retire, undo_replaced, withdraw
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
-from weft import locks
+from weft import events, locks
 from weft.errors import (
+    INTERNAL,
     NOT_AVAILABLE,
     ConfigProblem,
     Conflict,
@@ -38,12 +41,45 @@ from weft.kernel.host import Host
 from weft.kernel.interface import Namespace
 from weft.types import Attachment, NamespaceId, Result
 
+_RECORDED = (Command.ADD, Command.DEL, Command.GC)
+
 
 class Service(ServiceContext):
     """The verbs of CNI: ``handle`` serves one request."""
 
     def handle(self, request: Request) -> Result | None:
-        """Serve the request; the result of an ADD, None for every other command. Raises WeftError."""
+        """Serve the request; the result of an ADD, None for every other command. Raises WeftError.
+
+        Each ADD, DEL and GC is an event, and every other command that fails (``weft.events``).
+        """
+        started = time.monotonic()
+        try:
+            result = self._serve(request)
+        except BaseException as error:
+            self._record(request, started, error=error)
+            raise
+        if request.command in _RECORDED:
+            self._record(request, started, result)
+        return result
+
+    def _record(
+        self, request: Request, started: float, result: Result | None = None, error: BaseException | None = None
+    ) -> None:
+        fields: dict[str, events.Value] = {
+            "network": request.config.name,
+            "container": request.container,
+            "interface": request.interface,
+            "plugin": "" if request.plugin == OWN_NAME else request.plugin,
+            "addresses": ", ".join(str(ip.address) for ip in result.ips) if result is not None else "",
+            "ms": round((time.monotonic() - started) * 1000, 1),
+            "by": events.asker(self.caller),
+        }
+        if error is not None:
+            fields["code"] = error.code if isinstance(error, WeftError) else INTERNAL
+            fields["error"] = error.message if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
+        events.record(self.host.run, str(request.command).lower(), fields)
+
+    def _serve(self, request: Request) -> Result | None:
         self.records.prepare()
         match request.command:
             case Command.ADD:

@@ -16,7 +16,7 @@ from lab.commands import Outcome, run
 from lab.plugins import ROOT
 from lab.waiting import until
 
-_FOLDERS = "/etc/cni /etc/weft /etc/containers /var/lib/cni /var/lib/weft"
+_FOLDERS = "/etc/cni /etc/weft /etc/containers /var/lib/cni /var/lib/weft /var/log/weft"
 _READY = 60.0
 Json = dict[str, Any]
 

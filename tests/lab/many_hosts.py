@@ -14,11 +14,11 @@ from lab.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = "br-hosts"
-_PRIVATE = ("/run", "/etc/weft", "/etc/cni", "/var/lib/weft", "/var/lib/cni")
+_PRIVATE = ("/run", "/etc/weft", "/etc/cni", "/var/lib/weft", "/var/lib/cni", "/var/log/weft")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A shell is process 1: it reaps what daemons leave.
 _INIT = """
-for folder in {folders}; do mount -t tmpfs -o mode=0755 tmpfs "$folder"; done
+for folder in {folders}; do mkdir -p "$folder"; mount -t tmpfs -o mode=0755 tmpfs "$folder"; done
 {etcd}
 mkdir -p /run/netns /run/lock
 ip link set lo up
