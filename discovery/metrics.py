@@ -63,6 +63,12 @@ class Gauge:
         """Set the value."""
         self.values[_bounded(self.values, labels)] = number
 
+    def replace(self, values: Mapping[Labels, float]) -> None:
+        """All values, where somebody else keeps them."""
+        self.values = {}
+        for labels, number in values.items():
+            self.set(number, *labels)
+
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
         """Its series, like a counter's."""
         if self._read is not None:

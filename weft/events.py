@@ -159,18 +159,33 @@ def _parsed(lines: Iterator[str], since: float, netns: int) -> Iterator[dict[str
             yield found
 
 
+class Reader:
+    """Reads the events of a host that were recorded since the last time, from all that are there on."""
+
+    def __init__(self, netns: int, *, old: bool = True) -> None:
+        self._netns = netns
+        self._position, self._inode = (0, 0) if old else _end()
+
+    def new(self) -> Iterator[dict[str, object]]:
+        """Each event once, oldest first; after a rotation first the rest of the older file."""
+        for name in (OLDER, NAME):
+            try:
+                with open(f"{FOLDER}/{name}", encoding="utf-8", errors="replace") as file:
+                    inode = os.fstat(file.fileno()).st_ino
+                    if name == OLDER and inode != self._inode:
+                        continue
+                    file.seek(self._position if inode == self._inode else 0)
+                    yield from _parsed(iter(file.readline, ""), 0.0, self._netns)
+                    self._position, self._inode = file.tell(), inode
+            except OSError:
+                continue
+
+
 def follow(netns: int, pause: float = 0.5) -> Iterator[dict[str, object]]:
     """The events from now on, forever."""
-    position, inode = _end()
+    reader = Reader(netns, old=False)
     while True:
-        try:
-            with open(f"{FOLDER}/{NAME}", encoding="utf-8", errors="replace") as file:
-                now = os.fstat(file.fileno()).st_ino
-                file.seek(position if now == inode else 0)
-                yield from _parsed(iter(file.readline, ""), 0.0, netns)
-                position, inode = file.tell(), now
-        except OSError:
-            pass
+        yield from reader.new()
         time.sleep(pause)
 
 

@@ -27,6 +27,7 @@ from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.clustering import Clustering
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.echo import Echo, open_sockets
+from cni_plugin.agent.host_metrics import HostMetrics
 from cni_plugin.agent.kept_catalog import KeptCatalog
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
@@ -167,6 +168,7 @@ class Agent:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         limits.export(metrics)
         uplink.export(metrics)
+        HostMetrics(metrics, os.stat("/proc/self/ns/net").st_ino)
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(own_node.read, settings), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""

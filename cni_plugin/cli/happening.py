@@ -20,7 +20,7 @@ from weft.errors import BadOption
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_LOGS = ("log", "agent")
+_LOGS = ("log", "agent", "engine")
 
 
 def _since(text: str) -> float:

@@ -33,7 +33,7 @@ from cni_plugin.service import follower
 from cni_plugin.service.log import Level
 from cni_plugin.wire import frame
 from ipam import cache
-from weft import stderr
+from weft import events, stderr
 from weft.daemon_socket import AlreadyRunning
 from weft.errors import WeftError
 from weft.kernel import sysctl
@@ -303,6 +303,8 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
         endpoint.drop_lock()
         run()
 
+    started = {"source": "engine", "level": "INFO", "message": f"started, process {os.getpid()}"}
+    events.record(listener.folder(), "engine", started)
     group.fork_helpers(process_count() - 1, run_helper)
     run()
     return 0

@@ -91,12 +91,18 @@ class AgentEndpoint:
     def _runs_agent(self, node: Node) -> bool:
         return any(check.id == SERF_HEALTH for check in self._catalog.node_checks(node.name))
 
-    @endpoint("GET", "/v1/agent/metrics", "This agent's metrics", parameters=("format",), response=schemas.METRICS)
-    async def metrics(self, request: HttpRequest) -> HttpResponse:
+    @endpoint("GET", "/metrics", "This agent's metrics as Prometheus reads them")
+    async def prometheus(self, request: HttpRequest) -> HttpResponse:
         request.acl.require("agent", self._registry.node.name)
         await self._metrics.refresh()
+        return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
+
+    @endpoint("GET", "/v1/agent/metrics", "This agent's metrics", parameters=("format",), response=schemas.METRICS)
+    async def metrics(self, request: HttpRequest) -> HttpResponse:
         if request.get("format") == "prometheus":
-            return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
+            return await self.prometheus(request)
+        request.acl.require("agent", self._registry.node.name)
+        await self._metrics.refresh()
         gauges: list[serialize.Json] = []
         counters: list[serialize.Json] = []
         for kind, name, labels, number in self._metrics.samples():
