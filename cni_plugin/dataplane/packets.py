@@ -35,6 +35,9 @@ LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
 OVERLAY_LINKS, OVERLAY_VNIS = "overlay_links", "overlay_vnis"
 OVERLAY_ENCRYPTED_VNIS = "overlay_encrypted_vnis"
 OVERLAY_PEERS4, OVERLAY_PEERS6 = "overlay_peers4", "overlay_peers6"
+DIRECT_PEERS4, DIRECT_PEERS6 = "direct_peers4", "direct_peers6"
+DIRECT_CLOSED4, DIRECT_CLOSED6 = "direct_closed4", "direct_closed6"
+DIRECT_ROUTED4, DIRECT_ROUTED6 = "direct_routed4", "direct_routed6"
 INGRESS_POLICY_LINKS, INTRA_LINK = "ingress_policy_links", "intra_link"
 INGRESS_POLICY4, INGRESS_POLICY6 = "ingress_policy4", "ingress_policy6"
 INGRESS_ISOLATED4, INGRESS_ISOLATED6 = "ingress_isolated4", "ingress_isolated6"
@@ -251,6 +254,30 @@ _OVERLAY = (
     ),
 )
 
+_DIRECT = (
+    *sets(
+        "direct_closed{v}",
+        "{address}",
+        "subnets of closed overlay networks of which the uplink leads to a part",
+        "driver overlay with direct",
+        flags=_INTERVAL,
+    ),
+    *sets(
+        "direct_routed{v}",
+        "{address}",
+        "the same of networks with isolation routed",
+        "driver overlay with direct",
+        flags=_INTERVAL,
+    ),
+    *sets(
+        "direct_peers{v}",
+        "ifname . {address} . ifname",
+        "incoming link, a block of a peer behind it, and the bridge of the same network",
+        "driver overlay with direct, for each peer",
+        flags=_INTERVAL,
+    ),
+)
+
 _METADATA = ("ip daddr 169.254.0.0/16", "ip daddr 100.100.100.200", "ip6 daddr { fd00:ec2::254, fd20:ce::254 }")
 """Compared before the link is looked up: few packets are sent there."""
 _RAW = (
@@ -331,6 +358,7 @@ _FORWARD = (
         (
             Rule("iifname . oifname @intra_network_links accept", "within one bridge"),
             *rules("iifname . {ip} daddr @intra_network{v} accept", "a network without a bridge, by its subnets"),
+            *rules("iifname . {ip} saddr . oifname @direct_peers{v} accept", "from a peer, without VXLAN"),
             Rule("drop", "another network, or the outside"),
         ),
         formerly=("inward",),
@@ -358,6 +386,11 @@ _FORWARD = (
         (
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
+            *rules("{ip} daddr @direct_closed{v} goto published_or_intra_network", "isolation closed, by the uplink"),
+            *rules(
+                "{ip} daddr @direct_routed{v} iifname @closed_or_routed_links goto published_or_intra_network",
+                "isolation routed, by the uplink",
+            ),
             Rule(
                 "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
                 "isolation routed: open to the outside, not to containers of other networks",
@@ -612,6 +645,6 @@ TABLE = Table(
     "inet",
     "weft",
     "container networking (IP): published ports, masquerading, isolation; owner of an element: weft show COMMENT",
-    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *_OVERLAY, *limits.SETS, *uplink.SETS),
+    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *_OVERLAY, *_DIRECT, *limits.SETS, *uplink.SETS),
     (*limits.CHAINS, *uplink.CHAINS, *_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
 )

@@ -1,6 +1,6 @@
 """``overlay``: a bridge network that is the same on all hosts of a cluster, over VXLAN.
 
-Keys: ``mtu`` (bytes), ``hairpinMode``, ``portIsolation``, ``limits``, ``ipam`` with ``type: blocks``
+Keys: ``mtu`` (bytes), ``direct``, ``hairpinMode``, ``portIsolation``, ``limits``, ``ipam`` with ``type: blocks``
 (``ipam.blocks``); features ``ipMasq``, ``macspoofchk`` and ``isolation``. It is the bridge driver, with
 a VXLAN link beside the bridge: packets to other hosts' blocks are routed there, so containers share no
 layer 2 with other hosts. What the cluster decides is in the network's files (``weft.overlay``).
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cni_plugin.dataplane import packets
 from cni_plugin.drivers import bridge
 from cni_plugin.ops import (
     BaseRules,
+    DirectPeers,
     Elements,
     Gateways,
     KnownPeers,
@@ -25,12 +27,14 @@ from cni_plugin.ops import (
 )
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.overlay import tunnel_elements, vni_elements
+from cni_plugin.ops.overlay_rows import DIRECT
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft import identity, overlay
-from weft.errors import Busy
+from weft.errors import Busy, ConfigProblem
+from weft.kernel.interface import Element
 from weft.overlay import OverlayNetwork
 from weft.overlay_modes import L2, MODES
 from weft.section import Section
@@ -48,6 +52,7 @@ DRIVER = Driver(
         interface.MTU,
         Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
         Option("hairpinMode", Value.FLAG, ("hairpin",)),
+        Option("direct", Value.FLAG, ("direct",), podman=False),
         Option("cluster.mode", Value.CHOICE, ("mode",), choices=MODES, podman=False),
         Option("cluster.static", Value.TEXT, ("static",), podman=False),
         Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=("wireguard",), podman=False),
@@ -68,12 +73,15 @@ _NO_FILE = (
 class Overlay:
     """An overlay network: ``base`` are the settings of its bridge, ``path`` is the network's file.
 
-    ``internal``: containers get no default route.
+    ``internal``: containers get no default route. ``direct``: peers on a segment of this host are reached
+    without VXLAN.
     """
 
     base: bridge.BridgeNetwork
     path: str
     internal: bool = False
+    direct: bool = False
+    isolation: str = "closed"
 
     def plan(self, context: Context) -> Plan:
         name = context.attachment.network
@@ -81,6 +89,9 @@ class Overlay:
         if lines is None:
             raise Busy(f"{self.path} is missing, the file of overlay network {name}", hint=_NO_FILE)
         network = overlay.parse_network("\n".join(lines), self.path, name)
+        if self.direct and (network.encryption or network.is_l2):
+            what = "encryption" if network.encryption else "mode l2"
+            raise ConfigProblem(f"direct cannot be set together with {what}", hint="remove one of both")
         base = replace(
             self.base,
             mtu=self.base.mtu or network.mtu,
@@ -98,11 +109,26 @@ class Overlay:
             shared_elements=(
                 *plan.shared_elements,
                 *tunnel_elements(_mark(network), link, base.bridge),
+                *(self._direct_elements(network) if self.direct else ()),
             ),
             result=replace(
                 plan.result,
                 interfaces=(*plan.result.interfaces, ResultInterface(link, network.mac, "", network.mtu)),
             ),
+        )
+
+    def _direct_elements(self, network: OverlayNetwork) -> tuple[Element, ...]:
+        """The elements that let the network's own containers to the others by the uplink, and no others."""
+        own = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
+        closed = {4: packets.DIRECT_CLOSED4, 6: packets.DIRECT_CLOSED6}
+        routed = {4: packets.DIRECT_ROUTED4, 6: packets.DIRECT_ROUTED6}
+        others = {"closed": closed, "routed": routed}.get(self.isolation, {})
+        bridge, mark = self.base.bridge, _mark(network)
+        return tuple(
+            Element(name, key, mark=mark)
+            for one in network.subnets
+            for name, key in ((own[one.version], (bridge, one)), (others.get(one.version, ""), (one,)))
+            if name
         )
 
     def _routed(self, found: Result, network: OverlayNetwork) -> Result:
@@ -143,7 +169,8 @@ class Overlay:
             # An answer of a virtual address's instance comes in by the VXLAN link of the client's network.
             Setting(Side.HOST, f"net/ipv4/conf/{link}/rp_filter", "2", link),
             Setting(Side.HOST, f"net/ipv4/conf/{link}/forwarding", "1", link),
-            OverlayRows(there, link, mark, network.name, self.path, network.subnets),
+            OverlayRows(there, link, mark, network.name, self.path, network.subnets, DIRECT if self.direct else ""),
+            *((DirectPeers(_mark(network), network.name, self.path, there),) if self.direct else ()),
             *interface.forwarding(versions),
         )
 
@@ -183,4 +210,5 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if not isinstance(found, bridge.BridgeNetwork):
         return None
     base = replace(found, bridge=identity.overlay_bridge(request.config.name), prefix_routes=(4,))
-    return Overlay(base, overlay.configured_path(request.config.ipam, request.config.name), keys.flag("internal"))
+    path = overlay.configured_path(request.config.ipam, request.config.name)
+    return Overlay(base, path, keys.flag("internal"), keys.flag("direct"), keys.text("isolation", "closed"))

@@ -53,6 +53,7 @@ class Isolation:
     metadata: bool = True
     host: bool = True
     asked: bool = True
+    direct: bool = False
 
     def plan(self, context: Context) -> Plan:
         result = context.result
@@ -66,7 +67,9 @@ class Isolation:
         elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in found))
         shared = (passed_on(link, (ip.address.network for ip in result.ips), bridged=self.bridged),)
         bits = self._bits()
-        bits |= guard.OVERLAY if bits and tunnel else 0
+        if self.direct:  # peers' packets come in by the uplink, and only elements tell which they are
+            bits &= ~(guard.CLOSED | guard.ROUTED | guard.INTERNAL)
+        bits |= guard.OVERLAY if (bits or self.direct) and tunnel else 0
         group = tuple(LinkGroup(one, bits) for one in (link, tunnel) if one and bits)
         if self.bridged:
             return Plan(shared=(*group, *shared), shared_elements=elements, result=result)
@@ -126,5 +129,6 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     metadata = keys.flag("metadata", mode == OPEN) and not internal
     driver = modules.of_request(request)
     asked = any(key in keys for key in FEATURE.keys) or not driver.parent_key  # such a bridge is never foreign
-    found = Isolation(driver.bridged, mode, internal, metadata, host == "open", asked)
+    direct = own and keys.flag("direct")
+    found = Isolation(driver.bridged, mode, internal, metadata, host == "open", asked, direct)
     return found if own or asked else None

@@ -21,7 +21,7 @@ from cni_plugin.networks.create import VERSION
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import files, overlay
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
-from weft.overlay_modes import MODES
+from weft.overlay_modes import L2, MODES
 from weft.section import Section
 
 PREFIX = "zz-"
@@ -65,6 +65,9 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
         own = {"encryption": encryption}
     if mode := given.text("mode", choices=MODES):
         own = {**(own if isinstance(own, dict) else {}), "mode": mode}
+    if plugin.get("direct") is True and isinstance(own, dict) and (own.get("encryption") or own.get("mode") == L2):
+        what = "encryption" if own.get("encryption") else "mode l2"
+        raise ConfigProblem(f"option direct cannot be set together with {what}", hint="remove one of both")
     keys.problems.raise_any()
     return Network(
         name,

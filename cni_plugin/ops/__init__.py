@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
+    from cni_plugin.ops.overlay_direct import DirectPeers
     from cni_plugin.ops.overlay_l2 import PortPublished, VxlanPort
     from cni_plugin.ops.overlay_tunnels import WireGuardLinks
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
@@ -41,6 +42,7 @@ _RARE = {
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     **dict.fromkeys(("KnownPeers", "OverlayRows", "VxlanLink"), "overlay"),
+    "DirectPeers": "overlay_direct",
     **dict.fromkeys(("PortPublished", "VxlanPort"), "overlay_l2"),
     "WireGuardLinks": "overlay_tunnels",
     "LinkSetting": "tuning",
@@ -97,6 +99,7 @@ __all__ = [
     "ContainerLink",
     "Detection",
     "DhcpLease",
+    "DirectPeers",
     "Elements",
     "ForeignLease",
     "Forwarding6",

@@ -26,10 +26,11 @@ POLICIES = {
 def of_elements(operations: Sequence[Operation]) -> Iterator[LinkGroup]:
     """The groups that say what the elements of an earlier release's record say."""
     bits: dict[str, int] = {}
+    known = {one.link for one in operations if isinstance(one, LinkGroup)}
     pairs = {one.host for one in operations if isinstance(one, Veth) and not one.bridge}
     for element in (each for one in operations if isinstance(one, Elements) for each in one.elements):
-        if element.collection in POLICIES:
-            link = str(element.key[0])
+        link = str(element.key[0])
+        if element.collection in POLICIES and link not in known:
             bits[link] = bits.get(link, guard.PAIR * (link in pairs)) | POLICIES[element.collection]
     return (LinkGroup(link, each) for link, each in bits.items())
 

@@ -15,7 +15,19 @@ from cni_plugin.dataplane import packets
 from cni_plugin.ops import overlay_l2
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
-from cni_plugin.ops.overlay_rows import Changes, Rows, actual, changes, collection_paused, desired, undoing
+from cni_plugin.ops.overlay_rows import (
+    DIRECT,
+    Changes,
+    Rows,
+    actual,
+    actual_direct,
+    changes,
+    collection_paused,
+    desired,
+    direct,
+    segments,
+    undoing,
+)
 from weft import identity, overlay
 from weft.errors import Busy, Conflict, Exists, Missing, WeftError
 from weft.kernel.interface import Element, Link, Namespace
@@ -165,7 +177,8 @@ class OverlayRows(Operation):
     subnets is unreachable.
 
     The alias of the VXLAN link says which files were applied last, so that an ADD does not compare
-    50,000 peers; CHECK does. ``mode`` is "l2" where all is on the bridge (``overlay_l2``).
+    50,000 peers; CHECK does. ``mode`` is "l2" where all is on the bridge (``overlay_l2``), "direct" where peers
+    on a segment of this host are reached without VXLAN.
     *Equivalent to:* ``ip route replace BLOCK nhid ID`` … for each.
     """
 
@@ -188,7 +201,11 @@ class OverlayRows(Operation):
             return changes(wanted, there, keep=peers is None)
         nexthops = host.nexthops()
         there = actual(host, self.bridge, self.link, self.subnets, nexthops)
-        return changes(desired(found, peers or (), self.bridge, self.link, nexthops), there, keep=peers is None)
+        wanted = desired(found, peers or (), self.bridge, self.link, nexthops)
+        if self.mode == DIRECT:
+            wanted |= direct(found, peers or (), segments(host, found, peers or ()))
+            there |= actual_direct(host, self.subnets)
+        return changes(wanted, there, keep=peers is None)
 
     def apply(self, machine: Machine) -> bool:
         stamp = _stamp(self.path)
@@ -202,6 +219,8 @@ class OverlayRows(Operation):
         return bool(pending)
 
     def undo(self, machine: Machine) -> None:
+        if self.mode == DIRECT:
+            changes({}, actual_direct(machine.host, self.subnets)).make(machine.host, self.link)
         if self.mode != L2:
             undoing(machine.host, self.bridge, self.link, self.subnets).make(machine.host, self.link)
             return

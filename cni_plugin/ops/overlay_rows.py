@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from weft.errors import Exists, KernelLacks, Missing
+from weft.errors import Exists, KernelLacks, Missing, WeftError
 from weft.identity import ROUTE_PROTOCOL, link_local
 from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, Row
+from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.overlay import OverlayNetwork, Peer
 from weft.types import Address, Cidr, Route, Subnet
 
@@ -31,6 +32,8 @@ Key = tuple[int, object]
 """The order in which rows are added (they are deleted in reverse), and what identifies the row."""
 
 Rows = dict[Key, Row | Cidr]
+DIRECT = "direct"
+"""The mode of the rows of a network with direct routing."""
 _ADDRESS, _NEIGHBOUR, _FDB, _NEXTHOP, _ROUTE = range(5)
 
 
@@ -110,6 +113,42 @@ def actual(host: Namespace, bridge: str, link: str, subnets: Iterable[Subnet], n
     wanted = set(subnets)
     for route in host.unreachable_routes():
         if route.protocol == ROUTE_PROTOCOL and route.route.destination in wanted:
+            put(found, route)
+    return found
+
+
+def segments(host: Namespace, network: OverlayNetwork, peers: Iterable[Peer]) -> dict[str, str]:
+    """The link that a peer's packets leave by, by its name, for the peers that no gateway leads to."""
+    found = {}
+    for peer in peers:
+        with contextlib.suppress(WeftError):
+            route = host.find_route(RouteQuestion(peer.underlay))
+            if route.type is RouteType.UNICAST and route.gateway is None and route.link:
+                found[peer.name] = route.link
+    return found
+
+
+def direct(network: OverlayNetwork, peers: Iterable[Peer], links: Mapping[str, str]) -> Rows:
+    """The routes to blocks of the peers in ``links``, instead of those by VXLAN."""
+    found: Rows = {}
+    for peer in peers:
+        if peer.name in links:
+            for block in peer.blocks:
+                if block.version == peer.underlay.version:
+                    route = Route(block, peer.underlay, peer.mtu or None)
+                    source = network.own.get(block.version)
+                    put(found, KernelRoute(route, links[peer.name], source, ROUTE_PROTOCOL))
+    return found
+
+
+def actual_direct(host: Namespace, subnets: Iterable[Subnet]) -> Rows:
+    """What is there of them, on any link."""
+    found: Rows = {}
+    parts = tuple(subnets)
+    for route in host.routes():
+        to = route.route.destination
+        direct_one = route.protocol == ROUTE_PROTOCOL and route.route.gateway is not None and not route.nexthop
+        if direct_one and any(to.version == one.version and to[0] in one for one in parts):
             put(found, route)
     return found
 
@@ -238,6 +277,7 @@ def _route(row: KernelRoute) -> str:
     words.append(str(route.destination))
     values: tuple[tuple[str, Address | str | int | None], ...] = (
         ("nhid", row.nexthop),
+        ("via", route.gateway),
         ("dev", row.link),
         ("src", row.source),
         ("mtu", route.mtu),

@@ -183,6 +183,8 @@ def test_the_drivers_overlay_and_host_by_their_own_names(podman: Podman, create:
     assert podman.ping("c1", second) and podman.ping("c1", "c2") and podman.ping("c1", OUTSIDE)
     inspected = json.loads(podman.weft("network", "inspect", "my-overlay").stdout)[0]
     assert inspected["Id"] == defined["id"] and inspected["Driver"] == "overlay"
+    static = inspected["Weft"]["Cluster"]["Static"][0].replace(".0/20", ".7")
+    assert podman.up("c4", roots[2], "--ip", static, network="my-overlay") == static and podman.ping("c1", static)
     refused = podman.weft("network", "rm", "my-overlay")
     assert refused.code and "containers on h1" in refused.stderr
     podman.podman("rm", "-fa", "-t0")

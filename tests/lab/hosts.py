@@ -149,6 +149,7 @@ class Machines:
     """Hosts on one bridge, whose agents share the etcd cluster at ``endpoints``."""
 
     def __init__(self, bridge: str, prefix: str, endpoints: tuple[str, ...], count: int = 3, more: str = "") -> None:
+        self.bridge = bridge
         self.all: dict[int, Machine] = {}
         listed = ", ".join(f'"http://{one}"' for one in endpoints)
         try:

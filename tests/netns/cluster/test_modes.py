@@ -4,6 +4,7 @@ mode l2, one broadcast domain in which nothing is flooded to other hosts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from itertools import permutations
@@ -212,3 +213,79 @@ def test_what_another_program_breaks_is_repaired(hosts: Machines, flat: Flat) ->
     assert port["neigh_suppress"] and not port["flood"] and not port["learning"]
     assert flat.four[2] in hosts[1].run("ip", "neigh", "show", "dev", BRIDGE, "nud", "permanent").stdout
     assert hosts[1].ping("f1", flat.four[2])
+
+
+class Near:
+    """The network near with direct routing, and a container on each host."""
+
+    def __init__(self, hosts: Machines) -> None:
+        hosts.create("near", "-o", "direct=true", "--internal", "--subnet", "10.160.0.0/16")
+        self.four = {number: hosts[number].attach("near", f"n{number}") for number in hosts.all}
+
+
+@pytest.fixture(scope="module")
+def near(hosts: Machines) -> Iterator[Near]:
+    made = Near(hosts)
+    yield made
+    for number in hosts.all:
+        hosts[number].detach("near", f"n{number}")
+
+
+def route_to(one: Machine, address: str) -> dict[str, str]:
+    found: dict[str, str] = one.run("ip", "-j", "route", "get", address).json[0]
+    return found
+
+
+def test_peers_on_the_same_segment_are_reached_without_vxlan(hosts: Machines, near: Near) -> None:
+    for client, server in permutations(hosts.all, 2):
+        assert hosts[client].ping(f"n{client}", near.four[server]), (client, server)
+        route = route_to(hosts[client], near.four[server])
+        assert (route["dev"], route["gateway"]) == ("eth0", hosts[server].address)
+    tunnel = identity.overlay_vxlan(identity.overlay_bridge("near"))
+    packets = hosts[1].run("ip", "-s", "-j", "link", "show", tunnel).json[0]["stats64"]["rx"]["packets"]
+    assert hosts[2].ping("n2", near.four[1])
+    assert hosts[1].run("ip", "-s", "-j", "link", "show", tunnel).json[0]["stats64"]["rx"]["packets"] == packets
+
+
+def test_direct_routes_let_nobody_else_in(hosts: Machines, near: Near) -> None:
+    """The network is internal: neither the outside nor another network of a peer reaches it."""
+    subnet = "10.160.0.0/16"
+    hosts[3].weft("network", "create", "stranger")
+    hosts[3].attach("stranger", "x3")
+    assert not hosts[3].ping("x3", near.four[1], expected=False)
+    hosts[3].detach("stranger", "x3")
+    hosts[3].weft("network", "rm", "stranger")
+    # The peer itself, also by its underlay address, as masquerading has it.
+    for options in ((), ("-I", hosts[3].address)):
+        assert hosts[3].run("ping", "-c1", "-W5", *options, near.four[1], check=False).code == 0, options
+    # A host of the segment that is no peer, with a route to the containers.
+    with contextlib.closing(Machine(9, hosts.bridge, hosts[1].address.rpartition(".")[0])) as other:
+        other.run("ip", "route", "add", subnet, "via", hosts[1].address)
+        assert other.run("ping", "-c1", "-W1", hosts[1].address, check=False).code == 0
+        assert other.run("ping", "-c1", "-W1", near.four[1], check=False).code
+        other.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
+        assert other.run("ping", "-c1", "-W1", "-I", "10.99.0.1", near.four[1], check=False).code
+    assert hosts[2].ping("n2", near.four[1])
+
+
+def test_a_peer_behind_a_router_is_reached_by_vxlan(hosts: Machines, near: Near) -> None:
+    """The host route by another host stands for a router between both."""
+    there = hosts[3].address
+    hosts[1].run("ip", "route", "add", f"{there}/32", "via", hosts[2].address, "dev", "eth0")
+    hosts[2].run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    try:
+        hosts[1].weft("network", "reconcile", "near")
+        assert route_to(hosts[1], near.four[3])["dev"] != "eth0"
+        assert route_to(hosts[1], near.four[2])["dev"] == "eth0"
+    finally:
+        hosts[1].run("ip", "route", "delete", f"{there}/32")
+    hosts[1].weft("network", "reconcile", "near")
+    assert route_to(hosts[1], near.four[3])["dev"] == "eth0"
+    assert hosts[1].ping("n1", near.four[3])
+
+
+def test_direct_routes_are_not_for_encrypted_networks(hosts: Machines) -> None:
+    for option, what in (("encryption=wireguard", "encryption"), ("mode=l2", "mode l2")):
+        argv = ("network", "create", "-d", "overlay", "both", "-o", "direct=true", "-o", option)
+        found = hosts[1].weft(*argv, check=False)
+        assert found.code and f"direct cannot be set together with {what}" in found.stderr
