@@ -130,7 +130,9 @@ class Networks:
             "DisableGatewayService": True,
         }
         gateways = {one: _hop(network, one) for one in addresses}
-        if not network.internal:
+        # Docker takes the default route from the first of a container's networks that names a gateway, and asks
+        # for the container's ports there.
+        if network.default_route and not network.internal:
             for one, gateway in gateways.items():
                 found["Gateway" if one.version == 4 else "GatewayIPv6"] = gateway
         routed = [one for one in addresses if _is_routed(network, one)]

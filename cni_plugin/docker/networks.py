@@ -22,8 +22,8 @@ from weft.types import Subnet
 GENERIC = "com.docker.network.generic"
 _DRIVER, _BINDING = "driver", "com.docker.network.bridge.host_binding_ipv4"
 _PREFIX = "com.docker.network.container_iface_prefix"
-_NAMES = "names"
-_OWN = (_DRIVER, _BINDING, _PREFIX, _NAMES)
+_NAMES, _DEFAULT_ROUTE = "names", "default-route"
+_OWN = (_DRIVER, _BINDING, _PREFIX, _NAMES, _DEFAULT_ROUTE)
 _SHORT_ID, _SHORT_BRIDGE = 12, 10
 
 
@@ -111,9 +111,10 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
         **ipam,
     }
     binding = _binding(wanted.options.get(_BINDING, ""))
-    names = create.flag(_NAMES, wanted.options.get(_NAMES, "true"))
+    names, default_route = (create.flag(key, wanted.options.get(key, "true")) for key in (_NAMES, _DEFAULT_ROUTE))
+    prefix = wanted.options.get(_PREFIX, "")
     return Network(
-        wanted.id, name, config, gateways, wanted.internal, binding, wanted.options.get(_PREFIX, ""), names, time.time()
+        wanted.id, name, config, gateways, wanted.internal, binding, prefix, names, time.time(), default_route
     )
 
 

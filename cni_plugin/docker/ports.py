@@ -106,5 +106,6 @@ def refuse(driver: str, bindings: list[Binding]) -> None:
     if bindings:
         raise BadOption(
             f"ports cannot be published on a network of driver {driver}: its containers have addresses of the LAN",
-            hint="remove --publish, or connect the container to a bridge network as well",
+            hint="remove --publish, or create this network with -o default-route=false, "
+            "so that another of the container's networks publishes them",
         )

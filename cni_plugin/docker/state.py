@@ -34,7 +34,8 @@ class Network:
     """A network. ``config`` is the CNI configuration of its attachments, without their addresses;
     ``gateways`` are addresses with prefix lengths, ``binding`` the host address of published ports that
     name none, ``prefix`` how names of interfaces in containers begin, ``names`` whether containers' names
-    are published. ``made`` is seconds since the epoch.
+    are published, ``default_route`` whether they may have their default route by this network. ``made`` is
+    seconds since the epoch.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Network:
     prefix: str = ""
     names: bool = True
     made: float = 0.0
+    default_route: bool = True
 
     @property
     def name(self) -> str:

@@ -73,19 +73,30 @@ FOLDER = "/var/lib/weft/overlay"
 
 
 def test_the_commands_that_weft_was_asked_for(machine: Docked) -> None:
-    """Docker's documented commands with -d weft, and weft's own, as a person types them."""
-    shell = ("sh", "-euxc")
-    machine.run(
-        *shell, "docker network create -d weft my-net && docker network create -d weft -o driver=bridge my-bridge"
+    """Docker's documented commands with -d weft, and weft's own, as a person types them: those of docs/docker.md."""
+    machine.write(f"{FOLDER}/blue.json", json.dumps(OVERLAY))
+    machine.write(f"{FOLDER}/blue.peers.json", json.dumps({"format": 1, "network": "blue", "peers": []}))
+    overlay = "--subnet 10.60.0.0/16 --ipv6 --subnet fd00:60::/48 my-overlay"
+    asked = (
+        "docker network create -d weft my-net",
+        "docker network create -d weft -o driver=bridge my-bridge",
+        f"docker network create -d weft -o driver=overlay --ipam-driver weft {overlay}",
+        "docker network ls --filter driver=weft",
+        "weft network create -d bridge my-bridge",
+        "weft network create -d host my-host",
+        "weft network ls",
     )
-    said = machine.run(
-        "script", "-qec", "docker run -it --net=my-net --name=my-container page /bin/ip address", "/dev/null"
-    )
-    assert "eth0" in said.stdout and "172." in said.stdout
-    machine.run(
-        *shell,
-        f"PATH=$PATH:{machine.weft_folder}/bin; for i in bridge host; do weft network create -d $i my-$i; done",
-    )
+    for line in asked:
+        done = machine.run("sh", "-c", f"PATH=$PATH:{machine.weft_folder}/bin; {line}", check=False)
+        print(f"$ {line}\n{done.stdout}{done.stderr}", end="")
+        assert done.code == 0, done
+    for network, begins in (("my-net", "172."), ("my-bridge", "172."), ("my-overlay", "10.60.1.")):
+        line = f"docker run -it --net={network} --name=my-container page /bin/ip address"
+        said = machine.run("script", "-qec", line, "/dev/null").stdout
+        print(f"$ {line}\n{said}", end="")
+        assert "eth0" in said and f"inet {begins}" in said
+        machine.ask("rm", "my-container")
+    assert machine.weft("network", "rm", "my-bridge", "my-host").code == 0
 
 
 def test_an_overlay_network(machine: Docked) -> None:
@@ -263,6 +274,35 @@ def test_dockers_own_options(machine: Docked) -> None:
     machine.ask("network", "create", "-d", "weft", "--internal", "inner")
     machine.ask("network", "connect", "inner", "a1")
     assert "default" in machine.ask("exec", "a1", "/bin/ip", "route")
+    until(lambda: machine.problems() == [])
+
+
+def test_the_gateway_of_several_networks(machine: Docked) -> None:
+    """Docker chooses it by the networks' names, at run time, too; the published ports follow it."""
+    create = ("network", "create", "-d", "weft", "--subnet")
+    machine.ask(*create, "10.91.0.0/24", "middle")
+    machine.ask(*create, "10.92.0.0/24", "before")
+    machine.ask(*create, "10.93.0.0/24", "-o", "default-route=false", "after")
+    machine.ask(*create, "192.0.2.0/24", "--gateway", "192.0.2.2", "--ip-range", "192.0.2.128/25",
+                "-o", "driver=macvlan", "-o", "parent=lan0", "-o", "default-route=false", "a-lan")  # fmt: skip
+
+    def leads(name: str, gateway: str) -> bool:
+        return f"default via {gateway} " in machine.ask("exec", name, "/bin/ip", "route") + " "
+
+    machine.serve("c", "--net=middle", "-p", "8080:80")
+    assert leads("c", "10.91.0.1") and machine.page("outside", "192.0.2.1:8080")
+    machine.ask("network", "connect", "after", "c")
+    machine.ask("network", "connect", "a-lan", "c")
+    assert leads("c", "10.91.0.1") and machine.page("outside", "192.0.2.1:8080")
+    machine.ask("network", "connect", "before", "c")
+    assert leads("c", "10.92.0.1") and machine.page("outside", "192.0.2.1:8080")
+    assert machine.weft("ps").stdout.count("8080->80/tcp") == 1
+    machine.ask("network", "disconnect", "middle", "c")
+    machine.ask("network", "disconnect", "before", "c")
+    assert "default" not in machine.ask("exec", "c", "/bin/ip", "route")
+    assert not machine.page("outside", "192.0.2.1:8080", expected=False)
+    machine.ask("network", "connect", "middle", "c")
+    assert leads("c", "10.91.0.1") and machine.page("outside", "192.0.2.1:8080")
     until(lambda: machine.problems() == [])
 
 

@@ -263,6 +263,15 @@ def test_another_port_is_tried_where_a_call_was_faster() -> None:
         ports.publish(ports.read(binding(HostPort=8000, HostPortEnd=8000), ""), add, set, lambda *_: set())
 
 
+def test_a_network_without_the_default_route(driver: Networks) -> None:
+    """Docker asks the one that names a gateway for the ports."""
+    created(driver, **{"default-route": "false"})
+    answer = joined(driver)
+    assert answer["DisableGatewayService"] is True and not {"Gateway", "GatewayIPv6"} & set(answer)
+    with pytest.raises(BadOption, match="default-route"):
+        created(driver, 19, "b" * 16, **{"default-route": "perhaps"})
+
+
 def test_ports_are_withdrawn_with_their_endpoint(driver: Networks, calls: Fake) -> None:
     created(driver)
     joined(driver)
