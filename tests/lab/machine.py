@@ -51,7 +51,7 @@ ip link set lo up
 """
 # crun refuses a hybrid hierarchy; runc needs cgroup v1 with its controllers, if mounted.
 _UNIFIED = "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n"
-_CONTROLLERS = """
+CONTROLLERS = """
 mount -t tmpfs tmpfs /sys/fs/cgroup
 mounted=
 for controller in devices memory pids cpu cpuacct cpuset freezer blkio; do
@@ -86,7 +86,7 @@ class Machine:
         self.weft_folder = Path(roots.PLACE) if layers else ROOT
         self._environment = _CLEAN if layers else None
         pivot, arguments = (_PIVOT, (":".join(map(str, layers)), str(shared))) if layers else ("", ())
-        script = pivot + _PREPARE + (_CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
+        script = pivot + _PREPARE + (CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
         flags = ("--net", "--mount", "--pid", "--propagation", "private", "--mount-proc", "--fork", "--kill-child")
         self._process = subprocess.Popen(
             ("unshare", *flags, "--", "sh", "-euc", script, "sh", *arguments, self.python, "-ISc", _FIRST),

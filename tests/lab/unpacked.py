@@ -7,10 +7,10 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
-from lab.commands import run
+from lab.commands import Outcome, run
 from lab.guest.image import alone, cache
-from lab.machine import Machine
 
 FIREWALLS = ("docker.io", "ufw", "firewalld")
 
@@ -44,7 +44,13 @@ def unpack(*packages: str) -> Path:
     return kept
 
 
-def overlay(machine: Machine, files: Path) -> None:
+class Runs(Protocol):
+    """A machine that runs commands."""
+
+    def run(self, *argv: str) -> Outcome: ...
+
+
+def overlay(machine: Runs, files: Path) -> None:
     """Lay the files over the machine's /usr and /etc; what is written to /etc is in memory."""
     script = """
 mount -t overlay overlay -o "lowerdir=$1/usr:/usr" /usr
