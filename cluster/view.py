@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from cluster import records
 from cluster.blocks import Blocks
@@ -33,8 +33,10 @@ class View:
         """Counts the changes."""
         self.damaged: dict[str, str] = {}
         """Keys that cannot be decoded, with the reason; they are ignored."""
-        self.held: set[str] = set()
-        """Keys that the store lacks, and that are believed to be lost there, not removed."""
+        self.held: dict[str, Entry | None] = {}
+        """Keys that the store lacks or has in an older state, with that, and that are kept as they were."""
+        self.doubted = False
+        """Whether the store was older than what was known, or had lost much."""
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, Network | Block | Member | Ask] = {}
 
@@ -97,34 +99,52 @@ class View:
     # Following
 
     def load(self, found: Range, node: str = "") -> None:
-        """Replace everything by what was read; but what is missing there without having been removed is held
-        (``held``): where the store is older than what was known, and where it lacks too many of the records
-        of hosts other than ``node``.
+        """Replace everything by what was read; but what is known and must not be believed to be gone is held
+        (``held``): all that a store lacks which is older than what was known, or which lacks too many of the records
+        of hosts other than ``node``; what such a store has in an older state; and always single blocks.
+
+        A block that is gone may have been given back, or the store may be a restored one that has grown meanwhile: its
+        host leases from it, and nobody else may claim it before that has said so again.
         """
-        there = {one.key for one in found.entries}
-        missing = {key: entry for key, entry in self._entries.items() if key not in there}
-        regressed = _list_revision(found.entries) < _list_revision(self._entries.values())
+        there = {one.key: one for one in found.entries}
+        missing = [one for one in self._entries.values() if one.key not in there]
+        older = [one for one in self._entries.values()
+                 if one.key in there and there[one.key].mod_revision < one.mod_revision]  # fmt: skip
+        newest = max((one.mod_revision for one in self._entries.values()), default=0)
+        regressed = bool(older) or found.revision < newest
         others = [key for key, one in self._values.items() if isinstance(one, Block | Member) and one.node != node]
-        vanished = [key for key in others if key in missing]
-        kept = missing if regressed or len(vanished) > max(MOST_LOST * len(others), _FEW) else {}
+        vanished = sum(key not in there for key in others)
+        self.doubted = regressed or vanished > max(MOST_LOST * len(others), _FEW)
+        if not self.doubted:
+            missing = [one for one in missing if self._is_block_of(one.key, there)]
+        self.held = {one.key: there.get(one.key) for one in (*missing, *older)}
         self._entries, self._values, self.damaged = {}, {}, {}
-        for entry in (*kept.values(), *found.entries):
+        for entry in (*missing, *found.entries, *older):
             self._put(entry)
-        self.held = set(kept)
         self.revision = found.revision
         self.version += 1
 
+    def _is_block_of(self, key: str, there: Mapping[str, Entry]) -> bool:
+        """Whether it is the key of a block of a network that is the same in the store."""
+        kind, name = key.removeprefix(records.ROOT).split("/")[:2] if key.count("/") > 4 else ("", "")
+        known, now = self._entries.get(f"{records.ROOT}network/{name}"), there.get(f"{records.ROOT}network/{name}")
+        return (
+            kind == "block" and known is not None and now is not None and known.create_revision == now.create_revision
+        )
+
     def drop_held(self) -> None:
         """Believe the store after all."""
-        for key in self.held:
+        for key, entry in self.held.items():
             self._forget(key)
-        self.held = set()
+            if entry is not None:
+                self._put(entry)
+        self.held, self.doubted = {}, False
         self.version += 1
 
     def apply(self, batch: Batch) -> None:
         """Apply the changes of one revision."""
         for event in batch.events:
-            self.held.discard(event.key)
+            self.held.pop(event.key, None)
             if event.entry is not None:
                 self._put(event.entry)
             else:
@@ -177,9 +197,5 @@ class View:
             log.error("ignored: %s: %s", path, error)
             return False
         self.load(Range(tuple(entries), 0))
-        self.held = set()
+        self.held = {}
         return True
-
-
-def _list_revision(entries: Iterable[Entry]) -> int:
-    return next((one.mod_revision for one in entries if one.key == records.LIST), 0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
 from cluster import records, static
-from cluster.blocks import Blocks, Change, Usage, Wish, decide
+from cluster.blocks import Blocks, Change, Usage, Wish, decide, overlaps
 from cluster.host_files import own_blocks
 from cluster.records import Ask, Network
 from cluster.static import Asking, Refusal
@@ -49,7 +49,11 @@ class OwnBlocks:
             if there is None or there.revision != revision:
                 del withheld[part]  # it is given away, or somebody has changed it
         leased = look.leased.get(network.name, frozenset())
-        return own_blocks(blocks, self._node, leased, withheld)
+        own = own_blocks(blocks, self._node, leased, withheld)
+        before = look.leasing.get(network.name)
+        # What is known from a file may be older than a block's return: an agent that was killed has not saved that,
+        # but it has first stopped to lease from it.
+        return own if self._view.revision or before is None else tuple(_common(own, before))
 
     async def change(
         self, network: Network, blocks: Blocks, look: Look, start: int, withhold: Withhold, *, joined: bool
@@ -164,6 +168,12 @@ class OwnBlocks:
             self._wake()
             return False
         return True
+
+
+def _common(one: Iterable[Subnet], other: Collection[Subnet]) -> Iterator[Subnet]:
+    """What two lists of subnets have both."""
+    for each in one:
+        yield from (max(each, there, key=lambda part: part.prefixlen) for there in other if overlaps(each, there))
 
 
 def _done(step: Change) -> str:

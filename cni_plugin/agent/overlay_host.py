@@ -27,14 +27,14 @@ from cni_plugin.service.removal import remove_network
 from cni_plugin.service.verbs import Service
 from ipam.directory import as_address
 from ipam.host_local_config import DATA_DIRECTORY
-from weft import claims, files, identity, wireguard
+from weft import claims, files, identity, overlay, wireguard
 from weft.claims import Claim
 from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.overlay_modes import L2, ContainerPort
-from weft.types import Address, Result
+from weft.types import Address, Result, Subnet
 
 _PODMAN = "/etc/containers"
 _ADD_SECONDS = 120.0
@@ -59,6 +59,7 @@ class Look:
     keys: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     claims: Mapping[str, tuple[Claim, ...]] = field(default_factory=dict)
     ports: Mapping[str, tuple[ContainerPort, ...]] = field(default_factory=dict)
+    leasing: Mapping[str, tuple[Subnet, ...]] = field(default_factory=dict)
 
 
 class OverlayHost:
@@ -99,7 +100,15 @@ class OverlayHost:
             conflicts = self._conflicts(service, new) if new else {}
             public = {name: self._public_keys(name, generations) for name, generations in keys.items()}
             asked = _claims(service.host.run, leased)
-            return Look(self._underlay(service), joined, attached, leased, conflicts, public, asked, ports)
+            leasing = {name: blocks for name in joined if (blocks := self._leasing(name)) is not None}
+            return Look(self._underlay(service), joined, attached, leased, conflicts, public, asked, ports, leasing)
+
+    def _leasing(self, name: str) -> tuple[Subnet, ...] | None:
+        """What a network's file says that is leased from, None if there is none."""
+        try:
+            return overlay.read_network(self.folders.network_file(name), name).blocks
+        except WeftError:
+            return None
 
     def _public_keys(self, name: str, generations: tuple[int, ...]) -> dict[int, str]:
         """The public keys of an encrypted network, whose private ones are made where there are none."""

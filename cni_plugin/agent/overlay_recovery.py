@@ -33,11 +33,12 @@ class Recovery:
         self._look_for_removed = 0.0
 
     def note_held(self) -> None:
-        """Log and remember that the store has just been read without records that nobody has removed."""
+        """Log and remember that the store has just been read without records that may not have been removed."""
         if self._view.held:
             self._held_since = time.monotonic()
+        if self._view.doubted:
             log.error(
-                "the store lacks %d records of networks that nobody has removed; they are kept: %s …",
+                "the store has lost %d records of networks that nobody has removed; they are kept: %s …",
                 len(self._view.held),
                 ", ".join(sorted(self._view.held)[:3]),
             )
@@ -48,10 +49,11 @@ class Recovery:
         """
         if not self._view.held:
             return False
-        for key in sorted(self._view.held):
+        for key, there in sorted(self._view.held.items()):
             entry = self._view.entry(key)
             if entry is not None and self._is_own(key):
-                await self._store.transact([Compare(key, "create", 0)], [Put(key, entry.value)])
+                same = Compare(key, "mod", there.mod_revision if there is not None else 0)
+                await self._store.transact([same], [Put(key, entry.value)])
         if time.monotonic() - self._held_since > _HOLD:
             self._view.drop_held()
             return True

@@ -299,7 +299,7 @@ class Overlays:
         await self._store.transact([Compare(network.key, "mod", network.revision)], [Put(key, value)])
 
     async def _leave(self, name: str) -> str:
-        if self.view.held:
+        if self.view.doubted:
             return ""
         problem = await self._run(self._host.leave, name)
         if not problem:
