@@ -165,10 +165,11 @@ def _libraries(name: str) -> Path:
 
 
 def _wanted() -> list[str]:
-    """The requirements of weft and of its agent, from pyproject.toml."""
+    """The requirements of weft, of its agent and of a cluster, from pyproject.toml."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["agent"]]
+    more = project["optional-dependencies"]
+    return [*project["dependencies"], *more["agent"], *more["cluster"]]
 
 
 def _version(below: Path) -> str:
