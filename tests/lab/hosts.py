@@ -43,7 +43,8 @@ class Machine:
         run("ip", "link", "set", self.link, "master", bridge, "up")
         lines = ["link set lo up", f"address add {self.address}/24 dev eth0", "link set eth0 up"]
         self.run("ip", "-batch", "-", stdin="\n".join(lines))
-        self.inode = os.stat(f"/proc/{pid}/ns/net").st_ino
+        self.network = f"/proc/{pid}/ns/net"
+        self.inode = os.stat(self.network).st_ino
 
     def argv(self, *argv: str) -> list[str]:
         return ["nsenter", "-t", str(self._process.pid), "-n", "-m", "--", *argv]
@@ -125,7 +126,7 @@ class Machine:
         run("ip", "link", "set", self.link, "down" if on else "up")
 
     def close(self) -> None:
-        for process in _within(self.inode):
+        for process in processes_within(self.inode):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.kill()
@@ -134,7 +135,7 @@ class Machine:
         run("ip", "link", "delete", self.link, check=False)
 
 
-def _within(inode: int) -> list[int]:
+def processes_within(inode: int) -> list[int]:
     """The processes in a network namespace."""
     found = []
     for each in Path("/proc").iterdir():

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 import pytest
 
+from lab.cluster_faults import Faults
 from lab.commands import run
-from lab.etcd import CONT, KILL, STOP, Cluster
+from lab.etcd import Cluster
 from lab.hosts import Machine, Machines
 from lab.plugins import ROOT
+from lab.sample import seed
 from lab.waiting import until
 
-SECONDS = float(os.environ.get("WEFT_TEST_HISTORY", "60"))
+SECONDS = float(os.environ.get("WEFT_TEST_HISTORY", "30"))
+"""How long faults are made: at least once every kind."""
+_LONGEST = min(60.0, SECONDS / 6)
+"""Seconds that a host or a member is away: with 360 s of faults longer than a host's lease."""
 _SOON = 120.0
 
 
@@ -61,9 +64,9 @@ def ipam(host: Machine, command: str, container: str) -> str:
     return str(found.json["ips"][0]["address"]).partition("/")[0]
 
 
-def work(host: Machine, history: History, seed: int, ended: threading.Event) -> None:
+def work(host: Machine, history: History, ended: threading.Event) -> None:
     """Lease and free at random until told to end; then free all."""
-    dice, own = random.Random(seed), dict[str, str]()
+    dice, own = random.Random(f"{seed()} {host.name}"), dict[str, str]()
     for number in range(1000):
         if ended.is_set():
             break
@@ -99,58 +102,27 @@ def blocks(etcd: Cluster) -> dict[str, dict[str, object]]:
 
 @pytest.mark.long
 def test_no_address_is_leased_twice_under_faults(hosts: Machines, etcd: Cluster) -> None:
-    """Members and agents killed and stopped, a host cut off, the history compacted, for WEFT_TEST_HISTORY s."""
+    """Faults of etcd and of hosts (``lab.cluster_faults``) for WEFT_TEST_HISTORY seconds, by the run's seed."""
     hosts.create("small", "--subnet", "10.90.0.0/26")
-    history, ended, dice = History(), threading.Event(), random.Random(5)
-    threads = [threading.Thread(target=work, args=(one, history, number, ended)) for number, one in hosts.all.items()]
-
-    def member() -> None:
-        one = dice.randrange(3)
-        etcd.signal(one, KILL)
-        time.sleep(dice.random() * 3)
-        etcd.start(one)
-
-    def pause() -> None:
-        one = dice.randrange(3)
-        etcd.signal(one, STOP)
-        time.sleep(dice.random() * 5)
-        etcd.signal(one, CONT)
-
-    def agent() -> None:
-        one = hosts[dice.randrange(1, 4)]
-        with contextlib.suppress(ProcessLookupError, AssertionError):
-            os.kill(one.agent, signal.SIGKILL)
-        one.up()
-
-    def cut() -> None:
-        one = hosts[dice.randrange(1, 4)]
-        one.cut()
-        time.sleep(dice.random() * 5)
-        one.cut(False)
-
-    def compact() -> None:
-        status = etcd.ctl("endpoint", "status", "--write-out", "json", check=False)
-        if not status.code:
-            etcd.ctl("compact", str(status.json[0]["Status"]["header"]["revision"]), check=False)
-
-    faults: list[Callable[[], None]] = [member, pause, agent, cut, compact]
+    history, ended = History(), threading.Event()
+    threads = [threading.Thread(target=work, args=(one, history, ended)) for one in hosts.all.values()]
     for one in threads:
         one.start()
-    end, done = time.monotonic() + SECONDS, list[str]()
-    while time.monotonic() < end:
-        fault = dice.choice(faults)
-        fault()
-        done.append(fault.__name__)
-        time.sleep(0.5)
+    with Faults(etcd, hosts, "small", seed(), _LONGEST) as faults:
+        end = time.monotonic() + SECONDS
+        while not faults.errors and (time.monotonic() < end or not faults.every):
+            time.sleep(0.5)
     ended.set()
     for one in threads:
         one.join()
     etcd.wait()
-    print(f"{history.leases} leases, {history.refusals} refused, faults: {done}")
+    print(f"seed {seed()}: {history.leases} leases, {history.refusals} refused, {Counter(faults.done)}")
+    for error in faults.errors:
+        raise error
     assert history.errors == []
     assert history.leases > 5
-    for one in hosts.all.values():
-        one.up()
+    for host in hosts.all.values():
+        host.up()
     check(hosts, etcd)
     hosts[1].weft("network", "rm", "--force", "small")
 
