@@ -2,7 +2,7 @@
 
 One chain that frames enter, before the bridge has learned anything from them: also those to the reserved
 addresses 01:80:c2:00:00:0x, which the kernel hands to the host before this hook unless the port's
-group_fwd_mask has their bit (``ops.links.Port``). Link-layer addresses
+group_fwd_mask has their bit (``ops.bridges.Port``). Link-layer addresses
 within neighbour discovery are checked where they must stand first (RFC 4861, 4.3 and 4.4); what a
 fragment hides the receiver ignores (RFC 6980). Nearly all that a checked port sends is its own by
 one look-up, after which TCP is accepted.

@@ -66,7 +66,7 @@ class BridgeNetwork:
     ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
     gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``follows``:
     the default MTU is the uplink's. ``learning``, ``router`` and ``groups`` are of the container's port
-    (``ops.links.Port``). ``bridge_mac`` is the MAC address of a bridge that this network creates, ""
+    (``ops.bridges.Port``). ``bridge_mac`` is the MAC address of a bridge that this network creates, ""
     for one of this host's. In the IP versions ``prefix_routes`` the subnet is on the container's link.
     """
 

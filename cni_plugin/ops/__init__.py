@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
+from cni_plugin.ops.bridges import Bridge, PinnedMac, Port, Promiscuous
 from cni_plugin.ops.firewalls import PassedOn
 from cni_plugin.ops.groups import LinkGroup
 from cni_plugin.ops.leases import ForeignLease, PoolLease
-from cni_plugin.ops.links import Bridge, PinnedMac, Port, Promiscuous, Up, Veth
+from cni_plugin.ops.links import Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cni_plugin.ops.addresses import LinkRoute, namespace_of
+from cni_plugin.ops.bridges import Port
 from cni_plugin.ops.devices import ContainerLink
-from cni_plugin.ops.links import Port, has_mark, nsenter
+from cni_plugin.ops.links import has_mark, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical, describe

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cni_plugin.dataplane import packets
-from cni_plugin.ops.links import Port
+from cni_plugin.ops.bridges import Port
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Missing
 from weft.kernel.interface import Flow, Listener

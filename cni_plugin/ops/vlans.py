@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import half_created, has_mark, no_vlan_filtering
+from cni_plugin.ops.bridges import no_vlan_filtering
+from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks, Missing
 from weft.kernel.interface import BridgeVlan, Link, VethPeer
