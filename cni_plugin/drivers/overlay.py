@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cni_plugin.dataplane import packets
 from cni_plugin.drivers import bridge
 from cni_plugin.ops import (
     BaseRules,
@@ -27,6 +26,7 @@ from cni_plugin.ops import (
 )
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.overlay import tunnel_elements, vni_elements
+from cni_plugin.ops.overlay_direct import direct_elements
 from cni_plugin.ops.overlay_rows import DIRECT
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -34,7 +34,6 @@ from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft import identity, overlay
 from weft.errors import Busy, ConfigProblem
-from weft.kernel.interface import Element
 from weft.overlay import OverlayNetwork
 from weft.overlay_modes import L2, MODES
 from weft.section import Section
@@ -109,26 +108,12 @@ class Overlay:
             shared_elements=(
                 *plan.shared_elements,
                 *tunnel_elements(_mark(network), link, base.bridge),
-                *(self._direct_elements(network) if self.direct else ()),
+                *(direct_elements(_mark(network), network, base.bridge, self.isolation) if self.direct else ()),
             ),
             result=replace(
                 plan.result,
                 interfaces=(*plan.result.interfaces, ResultInterface(link, network.mac, "", network.mtu)),
             ),
-        )
-
-    def _direct_elements(self, network: OverlayNetwork) -> tuple[Element, ...]:
-        """The elements that let the network's own containers to the others by the uplink, and no others."""
-        own = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
-        closed = {4: packets.DIRECT_CLOSED4, 6: packets.DIRECT_CLOSED6}
-        routed = {4: packets.DIRECT_ROUTED4, 6: packets.DIRECT_ROUTED6}
-        others = {"closed": closed, "routed": routed}.get(self.isolation, {})
-        bridge, mark = self.base.bridge, _mark(network)
-        return tuple(
-            Element(name, key, mark=mark)
-            for one in network.subnets
-            for name, key in ((own[one.version], (bridge, one)), (others.get(one.version, ""), (one,)))
-            if name
         )
 
     def _routed(self, found: Result, network: OverlayNetwork) -> Result:

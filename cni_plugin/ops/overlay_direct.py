@@ -18,8 +18,14 @@ from cni_plugin.ops.overlay_rows import segments
 from weft import overlay
 from weft.errors import Missing
 from weft.kernel.interface import Element
+from weft.overlay import OverlayNetwork
 
 _SETS = {4: packets.DIRECT_PEERS4, 6: packets.DIRECT_PEERS6}
+_WITHIN = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
+_ISOLATED = {
+    "closed": {4: packets.DIRECT_CLOSED4, 6: packets.DIRECT_CLOSED6},
+    "routed": {4: packets.DIRECT_ROUTED4, 6: packets.DIRECT_ROUTED6},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +90,13 @@ class DirectPeers(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"nft list set inet weft direct_peers4  # of {self.network}",)
+
+
+def direct_elements(mark: str, network: OverlayNetwork, bridge: str, isolation: str) -> tuple[Element, ...]:
+    """The elements that let the network's own containers to the others by the uplink, and no others."""
+    found = []
+    for one in network.subnets:
+        found.append(Element(_WITHIN[one.version], (bridge, one), mark=mark))
+        if isolation in _ISOLATED:
+            found.append(Element(_ISOLATED[isolation][one.version], (one,), mark=mark))
+    return tuple(found)
