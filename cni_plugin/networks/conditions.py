@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from cni_plugin.networks import attachments
-from cni_plugin.networks.attachments import State
+from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.findings import Finding
 from cni_plugin.service.context import ServiceContext
 from weft.errors import WeftError
@@ -41,25 +41,29 @@ def every(context: ServiceContext, certificates: Iterable[str] = ()) -> list[Fin
 
 def of_loopback(context: ServiceContext) -> Iterator[Finding]:
     """Containers whose lo is down: programs in them do not reach their own servers at 127.0.0.1."""
-    seen = set()
-    for one in attachments.endpoints(context):
-        if one.state is not State.ATTACHED or one.namespace in seen:
-            continue
-        seen.add(one.namespace)
-        container = context.open_same(one.namespace)
-        if container is None:
-            continue
-        try:
-            lo = container.link("lo")
-        except WeftError:
-            continue
-        finally:
-            container.close()
-        if lo is not None and not lo.up:
-            yield Finding(
-                f"{one}: lo is down in the container, which does not reach its own servers at 127.0.0.1",
-                f"run nsenter --net={one.namespace.path} ip link set lo up",
-            )
+    of_namespaces = {
+        one.namespace: one for one in reversed(attachments.endpoints(context)) if one.state is State.ATTACHED
+    }
+    firsts = list(reversed(of_namespaces.values()))
+    down = attachments.of_each(context, firsts, lambda part: [_is_loopback_down(context, one) for one in part])
+    for one in (one for one, is_down in zip(firsts, down, strict=True) if is_down):
+        yield Finding(
+            f"{one}: lo is down in the container, which does not reach its own servers at 127.0.0.1",
+            f"run nsenter --net={one.namespace.path} ip link set lo up",
+        )
+
+
+def _is_loopback_down(context: ServiceContext, one: Endpoint) -> bool:
+    container = context.open_same(one.namespace)
+    if container is None:
+        return False
+    try:
+        lo = container.link("lo")
+    except WeftError:
+        return False
+    finally:
+        container.close()
+    return lo is not None and not lo.up
 
 
 def of_disks(folders: Iterable[str]) -> Iterator[Finding]:

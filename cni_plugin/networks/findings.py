@@ -17,7 +17,7 @@ from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor, overlaps
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.orphans import element_text, orphans, unused_networks
+from cni_plugin.service.orphans import Orphans, element_text, orphans, unused_networks
 from cni_plugin.service.records import NetworkRecord
 from ipam import ranges
 from weft import identity
@@ -127,18 +127,17 @@ def trials() -> tuple[probe.LinkTrial, ...]:
     )
 
 
-def of_files(context: ServiceContext, problems: Sequence[WeftError]) -> Iterator[Finding]:
+def of_files(found: Orphans, problems: Sequence[WeftError]) -> Iterator[Finding]:
     """Network lists and records that cannot be read."""
     for problem in problems:
         yield Finding(problem.message, problem.hint or "correct or remove the file")
-    for path in orphans(context).files:
+    for path in found.files:
         if path.endswith(".damaged"):
             yield Finding(f"{path} was damaged or no regular file, renamed", _GC, FixedBy.GC)
 
 
-def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
+def of_leftovers(context: ServiceContext, found: Orphans, networks: Sequence[NetworkList]) -> Iterator[Finding]:
     """What has weft's mark and no owner, unused networks and stale leases."""
-    found = orphans(context)
     for name in found.links:
         yield Finding(f"link {name} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for element in found.elements:
@@ -365,11 +364,12 @@ def every(
 ) -> list[Finding]:
     """All findings, those of the host first."""
     context = context.reading_once()
+    left = orphans(context)
     forwarding = list(of_forwarding(context, networks))
     reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
     found = [
         *of_host(abilities, networks),
-        *of_files(context, problems),
+        *of_files(left, problems),
         *of_networks(context, networks),
         *of_pools(context, networks),
         *of_subnets(context),
@@ -377,6 +377,6 @@ def every(
         *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
         *of_firewalls(context),
         *of_names(context),
-        *of_leftovers(context, networks),
+        *of_leftovers(context, left, networks),
     ]
     return list(dict.fromkeys(found))

@@ -45,21 +45,25 @@ def orphans(context: ServiceContext) -> Orphans:
     all_links = context.kernel.host.links()
     masters = {link.master for link in all_links}
     links = [link for link in all_links if identity.mark_digest(link.alias) and link.name not in masters]
-    elements = list(marked_elements(context))
+    marked = dict(_mark_digests(context))
     rules = sorted({mark for chain in context.kernel.host.firewalls().user_chains for mark in chain.marks})
     known = context.records.digests() | _shared_digests(context)
     lock = context.records.shared_lock()  # its file is created by every sweep
-    unknown = {
-        identity.mark_digest(one) for one in (*(link.alias for link in links), *(each.mark for each in elements))
-    }
-    unknown -= known
+    unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
     running = cached_attachments(context) if unknown else {}
     unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
+    elements = [
+        element
+        for name, digests in marked.items()
+        if not (unrecorded or digests <= known)
+        for element in marked_elements(context, name)
+        if identity.mark_digest(element.mark) in unknown
+    ]
     if unrecorded:  # the record of their network is lost, too: which elements are the network's is not known
-        elements, rules = [], []
+        rules = []
     return Orphans(
         tuple(link.name for link in links if identity.mark_digest(link.alias) in unknown - running.keys()),
-        tuple(element for element in elements if identity.mark_digest(element.mark) in unknown),
+        tuple(elements),
         tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path)),
         tuple(mark for mark in rules if identity.mark_digest(mark) not in known),
         unrecorded,
@@ -100,12 +104,19 @@ def unused_networks(context: ServiceContext) -> list[str]:
     return [record.network for record in unused if not is_kept(record.shared)]
 
 
-def marked_elements(context: ServiceContext) -> Iterator[Element]:
-    """Every marked element of weft's table; none on a kernel without nftables."""
+def marked_elements(context: ServiceContext, *names: str) -> Iterator[Element]:
+    """Every marked element of weft's table, or of some of its sets; none on a kernel without nftables."""
     rules = context.kernel.rules
-    for collection in collections(context):
+    for collection in names or collections(context):
         with contextlib.suppress(Missing):  # another GC has removed the table meanwhile
             yield from (each for each in rules.elements(collection) if identity.mark_digest(each.mark))
+
+
+def _mark_digests(context: ServiceContext) -> Iterator[tuple[str, frozenset[str]]]:
+    """Weft's sets, and the digests of the marks in each."""
+    for collection in collections(context):
+        with contextlib.suppress(Missing):
+            yield collection, context.kernel.rules.mark_digests(collection)
 
 
 def collections(context: ServiceContext) -> tuple[str, ...]:

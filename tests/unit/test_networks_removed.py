@@ -11,6 +11,7 @@ import pytest
 
 from cni_plugin.networks import podman
 from cni_plugin.networks.findings import of_leftovers, of_subnets
+from cni_plugin.service.orphans import orphans
 from lab.calls import Weft
 from lab.confs import bridge
 from weft.kernel.fake.kernel import FakeKernel
@@ -126,5 +127,6 @@ def test_networks_that_podman_has_removed(weft: Weft, kernel: FakeKernel, networ
     ]
     assert podman.forgotten(weft.service(kernel), networks) == ["green"]
     assert podman.listed(str(tmp_path / "none")) == []
-    names = {one.what.split()[1] for one in of_leftovers(weft.service(kernel), [])}
+    service = weft.service(kernel)
+    names = {one.what.split()[1] for one in of_leftovers(service, orphans(service), [])}
     assert names >= {"green", "cni"}

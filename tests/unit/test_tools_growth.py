@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,18 @@ def test_overlaps_are_found_as_by_comparing_all() -> None:
             assert index.overlapping(one) == wanted
             inner = [place for place in wanted if subnets[place].prefixlen >= one.prefixlen]
             assert index.within([one]) == inner
+
+
+def test_elements_are_made_only_of_sets_with_an_unknown_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``weft gc`` looks at the marks of all elements, which are a dozen for each attachment."""
+    monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / "leases"))
+    filled = Filled(tmp_path, 2)
+    filled.kernel.rules.calls.clear()
+    _gc(filled)
+    calls = Counter(filled.kernel.rules.calls)
+    assert (calls["mark_digests"], calls["elements"]) == (len(filled.kernel.rules.collections()), 0)
+    filled.kernel.rules.add([Element(PORTS4, ("tcp", 80), (ip_address("10.9.0.9"), 80), "weft:00112233445566aa")])
+    assert gc.collect_stale(filled.context).leftovers == [f"{PORTS4} tcp"]
 
 
 def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

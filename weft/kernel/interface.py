@@ -723,6 +723,12 @@ class Ruleset(Protocol):
     def elements(self, collection: str) -> tuple[Element, ...]:
         """All elements of a set or map. *Equivalent to:* ``nft list set inet weft NAME``."""
 
+    def mark_digests(self, collection: str) -> frozenset[str]:
+        """The digests of the marks of all elements of a set or map (``identity.mark_digest``), without a
+        value for each element. *Equivalent to:* ``nft list set inet weft NAME | grep -o
+        'weft:[0-9a-f]*'``.
+        """
+
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         """All elements of a set with limits, and how many packets exceeded the limit of each.
 

@@ -18,7 +18,8 @@ from unit.nft.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_
 from cni_plugin.dataplane.tables import TABLES
 from lab import namespaces
 from lab.host import Host
-from weft.errors import Conflict
+from weft.errors import Conflict, Missing
+from weft.identity import mark_digest
 from weft.kernel.interface import Element
 from weft.kernel.nft import ruleset
 from weft.kernel.nft.library import Library, Program
@@ -149,6 +150,18 @@ def test_elements_list_as_those_of_the_nft_program(host: Host, nft: Nft) -> None
     assert nft.missing(ONE_OF_EACH) == ()
     nft.delete(ONE_OF_EACH)
     assert not any(nft.elements(name) for name in nft.collections())
+
+
+def test_the_marks_of_all_elements(host: Host, nft: Nft) -> None:
+    """They are found in the bytes of the lists, in every kind of set."""
+    nft.add(ONE_OF_EACH)
+    nft_program(host, 'add element inet weft masquerade4 { 10.1.9.9 comment "of the operator" }')
+    for name in nft.collections():
+        digests = {mark_digest(each.mark) for each in nft.elements(name)} - {""}
+        assert nft.mark_digests(name) == digests, name
+    assert {each for name in nft.collections() for each in nft.mark_digests(name)}
+    with pytest.raises(Missing):
+        nft.mark_digests("none")
 
 
 def test_interval_set_without_concatenation_goes_through_libnftables(host: Host, nft: Nft) -> None:

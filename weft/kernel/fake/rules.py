@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from weft.errors import Missing
+from weft.identity import mark_digest
 from weft.kernel.fake.calls import CallLog
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.nft.limits import checked_limit
@@ -93,6 +94,12 @@ class FakeRuleset(CallLog):
         if collection not in self._held:
             raise Missing(f"weft's tables have no set or map {collection!r}")
         return tuple(self._held[collection].values())
+
+    def mark_digests(self, collection: str) -> frozenset[str]:
+        self.called("mark_digests")
+        if collection not in self._held:
+            raise Missing(f"weft's tables have no set or map {collection!r}")
+        return frozenset(mark_digest(one.mark) for one in self._held[collection].values()) - {""}
 
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         return tuple((element, 0) for element in self.elements(collection))

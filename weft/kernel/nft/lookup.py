@@ -6,6 +6,7 @@ where one is missing. Here each key is a request of its own, and many leave in o
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -142,6 +143,18 @@ def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
     """
     family, request = list_request(shape)
     return entries(nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request), shape)
+
+
+def mark_digests(nft_socket: NftSocket, shape: Shape) -> frozenset[str]:
+    """The digests of the marks in the comments of all elements of a set or map."""
+    family, request = list_request(shape)
+    answers = nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request)
+    found = (digest for answer in answers for digest in _MARK.findall(answer[NFTA_SET_ELEM_LIST_ELEMENTS]))
+    return frozenset(digest.decode("ascii") for digest in found)
+
+
+_MARK = re.compile(rb"weft:([0-9a-f]{16})")
+"""A mark (``identity.mark``), which is longer than the name of a link can be, the other text of elements."""
 
 
 def list_request(shape: Shape) -> tuple[str, tuple[bytes, ...]]:

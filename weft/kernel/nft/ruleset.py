@@ -23,7 +23,7 @@ from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
 from weft.kernel.nft.limits import checked_limit
-from weft.kernel.nft.lookup import dump, keys, look_up, owned
+from weft.kernel.nft.lookup import dump, keys, look_up, mark_digests, owned
 from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import Change, NftSocket, nft_error
 from weft.kernel.nft.survey import Survey, declared, survey
@@ -289,6 +289,13 @@ class Nft:
             raise Missing(f"weft's tables have no set or map {collection!r}")
         entries = self.ask(lambda nft_socket: dump(nft_socket, shape))
         return tuple(marked(entry, shape) for entry in entries)
+
+    def mark_digests(self, collection: str) -> frozenset[str]:
+        """The digests of the elements' marks, which the bytes of the list are searched for; raises Missing."""
+        shape = self.shape(collection)
+        if shape is None:
+            raise Missing(f"weft's tables have no set or map {collection!r}")
+        return self.ask(lambda nft_socket: mark_digests(nft_socket, shape))
 
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         """The elements of a set with limits, and the packets that exceeded each; one dump."""
