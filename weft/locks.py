@@ -12,7 +12,8 @@ import fcntl
 import os
 import stat
 import time
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from weft import files
@@ -25,6 +26,9 @@ _NO_FILE = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO))
 """Errors of open(2) for a symlink, a directory and a socket."""
 _MIN_SLEEP = 0.0005
 _MAX_SLEEP = 0.02
+_PATIENCE = 1.0
+"""Seconds after which a process tries more often than those that have just come."""
+_LAST_SLEEP = 0.002
 
 
 @contextlib.contextmanager
@@ -49,36 +53,37 @@ def hold(path: str, *, shared: bool = False, timeout: float = TIMEOUT, mode: int
                 os.close(descriptor)
 
 
-class _Queue:
-    """A lock among this process's threads for one lock file: only one of them polls."""
-
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = allocate_lock()
-        self.users = 0
-
-
-_queues: dict[str, _Queue] = {}
+_queues: dict[str, deque[LockType]] = {}
+"""The threads of this process that wait for a lock file which another of its threads polls or holds."""
 _guard = allocate_lock()
 
 
 @contextlib.contextmanager
 def _thread_lock(path: str, timeout: float) -> Iterator[None]:
-    """Serialise the threads of this process; after the timeout a thread polls the file itself."""
+    """Serialise the threads of this process, first come, first served; after the timeout a thread polls the
+    file itself. (``threading.Lock`` lets whoever comes at the right moment pass all that wait.)
+    """
+    turn = allocate_lock()
     with _guard:
-        queue = _queues.setdefault(path, _Queue())
-        queue.users += 1
-    acquired = queue.lock.acquire(timeout > 0, timeout if timeout > 0 else -1)
+        is_first = path not in _queues
+        if is_first:
+            _queues[path] = deque()
+        elif timeout > 0:
+            turn.acquire()
+            _queues[path].append(turn)
     try:
+        if not is_first and timeout > 0:
+            turn.acquire(timeout=timeout)
         yield
     finally:
-        if acquired:
-            queue.lock.release()
         with _guard:
-            queue.users -= 1
-            if not queue.users:
-                _queues.pop(path, None)
+            if turn in _queues.get(path, ()):
+                _queues[path].remove(turn)
+            elif is_first or timeout > 0:  # also where its turn came after the timeout
+                if _queues[path]:
+                    _queues[path].popleft().release()
+                else:
+                    del _queues[path]
 
 
 def _open(path: str, mode: int) -> int:
@@ -117,19 +122,20 @@ def _clear(path: str) -> None:
 
 
 def _acquire(descriptor: int, path: str, kind: int, deadline: float) -> None:
-    sleep = _MIN_SLEEP
+    sleep, patience = _MIN_SLEEP, time.monotonic() + _PATIENCE
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise Busy(
                     f"{path} has been locked for too long by {_holder(descriptor)}",
                     hint="check what that process is waiting for, then try again",
                 ) from None
         time.sleep(sleep)
-        sleep = min(sleep * 1.5, _MAX_SLEEP)
+        sleep = min(sleep * 1.5, _MAX_SLEEP) if now < patience else _LAST_SLEEP
 
 
 def _current(descriptor: int, path: str) -> bool:
