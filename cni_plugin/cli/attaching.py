@@ -164,9 +164,10 @@ def attach(
     found = tool.network(network)
     network = found.name
     endpoint = target(tool.service, netns, container, ifname, name)
-    same = (network, endpoint.container, ifname)
     existing = [
-        one for one in attachments.endpoints(tool.service) if (one.network, one.container, one.interface) == same
+        one
+        for one in attachments.endpoints_of(tool.service, endpoint.container)
+        if (one.network, one.interface) == (network, ifname)
     ]
     if any(one.state is attachments.State.ATTACHED for one in existing):
         raise Conflict(

@@ -128,8 +128,17 @@ def _port(element: Element) -> str:
 def endpoints(context: ServiceContext) -> list[Endpoint]:
     """All endpoints of this host, by network, container and interface."""
     context = context.reading_once()
+    return _endpoints(context, context.records.all())
+
+
+def endpoints_of(context: ServiceContext, container: str) -> list[Endpoint]:
+    """Those of one container, by its whole id: the records of others are not parsed."""
+    return _endpoints(context, context.records.of_container(container))
+
+
+def _endpoints(context: ServiceContext, records: Iterable[Record]) -> list[Endpoint]:
     groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in context.records.all():
+    for record in records:
         attachment = record.attachment
         key = attachment.network, attachment.container, attachment.interface
         groups.setdefault(key, []).append(record)
@@ -153,13 +162,13 @@ def find(context: ServiceContext, container: str, interface: str = "", network: 
 
     Raises UnknownContainer for an ambiguous name or prefix.
     """
-    found = [
-        one
-        for one in endpoints(context)
-        if (not network or one.network == network) and (not interface or one.interface == interface)
-    ]
-    if exact := [one for one in found if one.container == container]:
+
+    def chosen(among: Iterable[Endpoint]) -> list[Endpoint]:
+        return [one for one in among if network in ("", one.network) and interface in ("", one.interface)]
+
+    if exact := chosen(endpoints_of(context, container)):
         return exact
+    found = chosen(endpoints(context))
     named = owners.names(one.container for one in found)
     matching = {one for one, name in named.items() if container in name.words}
     if not matching and len(container) >= _SHORTEST_PREFIX:

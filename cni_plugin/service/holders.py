@@ -139,8 +139,7 @@ class Holders:
         with contextlib.suppress(WeftError):  # it may end meanwhile
             namespace = self._context.kernel.open(path)
             try:
-                for link in namespace.links():
-                    yield from ((link.name, cidr.ip) for cidr in namespace.addresses(link.name))
+                yield from ((name, cidr.ip) for name, cidr in namespace.all_addresses())
             finally:
                 namespace.close()
 

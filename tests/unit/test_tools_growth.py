@@ -186,9 +186,16 @@ def _bridge_changed(filled: Filled) -> None:
     assert found.changed and filled.kernel.host.link("b0") is not None
 
 
+def _found(filled: Filled) -> None:
+    """An attachment is named by its whole id, as ``weft attach``, ``show`` and ``detach`` look for it."""
+    [one] = attachments.find(filled.context, "c0-0")
+    assert one.container == "c0-0"
+
+
 @pytest.mark.parametrize(
     ("use", "whats"),
     [
+        (_found, ("decoded", "kernel")),
         (_first_of_a_network, ("decoded", "files")),
         (_published_twice, ("decoded", "kernel")),
         (_bridge_changed, ("kernel",)),
