@@ -25,12 +25,13 @@ from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.clustering import Clustering
+from cni_plugin.agent.definitions import Definitions
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.echo import Echo, open_sockets
 from cni_plugin.agent.host_metrics import HostMetrics
 from cni_plugin.agent.kept_catalog import KeptCatalog
 from cni_plugin.agent.report import Report
-from cni_plugin.agent.settings import Settings
+from cni_plugin.agent.settings import Given, Settings
 from cni_plugin.agent.stores import open_store
 from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
@@ -117,6 +118,7 @@ class Agent:
         self._busy = time.monotonic()
         self._started = time.time()
         self._reported: Report | None = None
+        self._definitions: Definitions | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_parts: list[Part] = []
@@ -134,6 +136,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._on_hangup()))
         spawner_end = os.pidfd_open(self._spawner.process)
         loop.add_reader(spawner_end, self._on_spawner_ended, spawner_end)
         store = await open_store(self._settings, self.damage)
@@ -226,6 +229,8 @@ class Agent:
         overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
         peers = new_peers(overlays, new_echo(self._echo))
         more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
+        place = str(catalog_file.folder(settings))
+        self._definitions = definitions = Definitions(settings.definitions, place, registry, scripts=settings.scripts)
         api = new_server(
             catalog,
             registry,
@@ -233,6 +238,7 @@ class Agent:
             serving,
             metrics,
             new_front=partial(new_front, self._spawner),
+            reload=self._reload,
             leave=leave,
             extra_routes=more,
             tokens=tokens,
@@ -241,6 +247,10 @@ class Agent:
         # Names, services and the API are served from here on; what an earlier agent balances goes on meanwhile.
         if resumed:
             await self._start_part("registry", registry)
+        if problem:
+            self._retry("definitions", definitions, problem)
+        else:
+            await self._start_part("definitions", definitions)
         if clustering.node is not None and problem:
             self._retry("node", clustering.node, problem)
         elif clustering.node is not None:
@@ -279,6 +289,19 @@ class Agent:
         await sync.loaded.wait()
         await self._start_part("virtual addresses", allocator)
         await self._start_part("balancer", balancer)
+
+    async def _reload(self) -> None:
+        """Read the definition files again. Raises ConfigProblem, StoreError."""
+        if self._definitions is not None:
+            await self._definitions.load()
+            self.problems.pop("definitions", None)
+
+    async def _on_hangup(self) -> None:
+        try:
+            await self._reload()
+        except WeftError as error:
+            log.error("definitions are not reloaded: %s", error)
+            self.problems["definitions"] = str(error)
 
     def _restart(self, why: str) -> None:
         """Start again in this process."""
@@ -451,41 +474,22 @@ def _http() -> tuple[
 
 def main(arguments: list[str]) -> int:
     """The agent as an attachment starts it, which stops when idle; the exit status."""
-    return _serve("", IDLE)
+    return _serve("", {}, IDLE)
 
 
-def serving(arguments: list[str]) -> int:
-    """``weft agent [--config FILE]``, by the operator or a service manager; the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(_USAGE, end="")
-        return 0
-    path = ""
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name.lstrip("-") in ("config", "config-file") and (equals or rest):
-            path = value if equals else rest.pop(0)
-        else:
-            print(f"weft: agent: unknown argument {word!r}\nhint: see weft agent --help", file=sys.stderr)
-            return 2
+def serving(path: str, given: Given) -> int:
+    """``weft agent``, by the operator or a service manager; the exit status. ``given`` are keys of the
+    configuration from the command line.
+    """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    return _serve(path, 0.0)
+    return _serve(path, given, 0.0)
 
 
-_USAGE = """Usage: weft agent [--config FILE]
-
-Serve DNS and the registry's HTTP API, check health and balance services of this network namespace until stopped.
-FILE is the configuration (default: $WEFT_CONFIG, else /etc/weft/weft.toml). An attachment to a network with names
-starts an agent automatically; weft up starts one in the background.
-"""
-
-
-def _serve(path: str, idle: float) -> int:
+def _serve(path: str, given: Given, idle: float) -> int:
     spawner = Spawner(WORKERS)
     echo = open_sockets()
     try:
-        settings = configuration.read(path)
+        settings = configuration.read(path, given)
         # Under its unit it has such a mount namespace. Scripts may write what they like.
         if idle and not settings.scripts:
             _make_mounts(settings)

@@ -31,8 +31,11 @@ from weft.section import Problems, Section, similar
 
 PATH = "/etc/weft/weft.toml"
 DATA = "/var/lib/weft"
+DEFINITIONS = "/etc/weft/services.d"
+Given = Mapping[str, Mapping[str, object]]
+"""Keys of the configuration by section."""
 _KEYS: Mapping[str, frozenset[str]] = {
-    "agent": frozenset({"node", "datacenter", "address", "data", "meta"}),
+    "agent": frozenset({"node", "datacenter", "address", "data", "meta", "definitions"}),
     "http": frozenset({"listen", "hosts", "readers", "writers"}),
     "acl": frozenset({"enabled", "default_policy", "tokens"}),
     "store": frozenset({"endpoints", "ca", "cert", "key", "user", "password_file", "prefix", "cluster"}),
@@ -83,10 +86,11 @@ class Settings:
     store: EtcdSettings | None = None
     cluster: Local | None = None
     cluster_folder: str = ""
+    definitions: str = DEFINITIONS
 
 
-def read(path: str = "") -> Settings:
-    """Read the file, by default ``/etc/weft/weft.toml`` if it exists.
+def read(path: str = "", given: Given | None = None) -> Settings:
+    """Read the file, by default ``/etc/weft/weft.toml`` if it exists. ``given`` are keys that win over its.
 
     Raises ConfigProblem with all errors in it.
     """
@@ -100,6 +104,9 @@ def read(path: str = "") -> Settings:
         found = {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigProblem(f"cannot read {where}: {error}") from error
+    for name, keys in (given or {}).items():
+        own = found.get(name)
+        found[name] = {**(own if isinstance(own, dict) else {}), **keys}
     problems = Problems()
     _check_keys(found, problems)
     whole = Section(found, "", problems)
@@ -160,6 +167,7 @@ def _settings(whole: Section) -> Settings:
         store=store,
         cluster=cluster,
         cluster_folder=whole.section("store").text("cluster"),
+        definitions=agent.text("definitions") or DEFINITIONS,
     )
 
 

@@ -13,10 +13,10 @@ def main() -> None:
         from cni_plugin.engine.main import end, serving
 
         end(serving(sys.argv[2:]))
-    if sys.argv[1:2] == ["agent"] and not {"-h", "--help"} & set(sys.argv[2:]):
+    if sys.argv[1:2] == ["agent"] and len(sys.argv) in (2, 4) and sys.argv[2:3] in ([], ["--config"]):
         from cni_plugin.agent.main import serving as agent
 
-        sys.exit(agent(sys.argv[2:]))
+        sys.exit(agent("".join(sys.argv[3:]), {}))
     if sys.argv[1:2] == ["docker"] and not {"-h", "--help"} & set(sys.argv[2:]):
         from cni_plugin.docker.server import main as drive
 

@@ -1,4 +1,4 @@
-"""``weft agent``, ``weft up`` and ``weft down``: the daemons of a host, without a service manager."""
+"""``weft up`` and ``weft down``: the daemons of a host, without a service manager."""
 
 from __future__ import annotations
 
@@ -82,24 +82,6 @@ def virtual_addresses_in_kernel() -> int:
         return served()
     except WeftError:
         return 0
-
-
-@click.command()
-@click.option("--config", metavar="FILE", help="Configuration file. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
-def agent(config: str | None) -> int:
-    """Run the agent in the foreground: DNS, service registry, health checks, balancing.
-
-    It serves Consul's HTTP API on 127.0.0.1:8500 and DNS on 127.0.0.1:8600, unless configured
-    otherwise. An attachment to a network with names starts an agent automatically; weft up starts one
-    in the background.
-
-    \b
-    Example:
-      weft agent --config ./weft.toml
-    """
-    from cni_plugin.agent.main import serving  # imports the HTTP server, which no other command needs
-
-    return serving(["--config", config] if config else [])
 
 
 @click.command()

@@ -20,7 +20,8 @@ from weft.errors import WeftError
 
 _MODULES = {
     **{name: name for name in ("cluster", "docker", "doctor", "engine", "node", "services", "status", "trace")},
-    **dict.fromkeys(("agent", "up", "down"), "agents"),
+    "agent": "agent_command",
+    **dict.fromkeys(("up", "down"), "agents"),
     **dict.fromkeys(("apply", "diff", "export"), "applying"),
     **dict.fromkeys(("attach", "detach", "plan"), "attaching"),
     **dict.fromkeys(("catalog", "members"), "catalog"),

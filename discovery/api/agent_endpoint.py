@@ -19,6 +19,7 @@ from discovery.registry import Registry
 from discovery.structs import SERF_HEALTH, CatalogEntry, Node
 from store import Delete, Store
 from weft import __version__
+from weft.errors import ConfigProblem
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -133,7 +134,10 @@ class AgentEndpoint:
     async def reload(self, request: HttpRequest) -> HttpResponse:
         request.acl.require_write("agent", self._registry.node.name)
         if self._reload is not None:
-            await self._reload()
+            try:
+                await self._reload()
+            except ConfigProblem as error:
+                raise HttpError(400, error.message) from None
         return HttpResponse()
 
     @endpoint("PUT", "/v1/agent/leave", "Stop this agent and deregister its services", writes=True)

@@ -240,3 +240,40 @@ def test_a_damaged_catalog_is_restored_and_reported(host: Host, weft: Weft) -> N
     assert alive(agent)
     run("sh", "-c", reported()[0])
     assert reported() == []
+
+
+def test_definitions_are_read_at_the_start_and_on_sighup(host: Host, weft: Weft, tmp_path: Path) -> None:
+    """Files win over what is registered; one that cannot be read changes nothing, and what files lose is
+    deregistered, also while no agent runs.
+    """
+    folder = tmp_path / "services.d"
+    folder.mkdir()
+    (tmp_path / "weft.toml").write_text(f'[agent]\ndata = "{tmp_path}/data"\ndefinitions = "{folder}"\n')
+    (folder / "web.hcl").write_text('service {\n name = "web"\n port = 80\n}\n')
+    (folder / "disk.json").write_text('{"check": {"name": "disk", "ttl": "1h"}}')
+
+    def up() -> int:
+        return int(json.loads(weft("up", "--config", str(tmp_path / "weft.toml"), "--json").stdout)["agent"]["pid"])
+
+    def services() -> set[str]:
+        return set(weft("services", "list").stdout.split()) - {"consul"}
+
+    agent = up()
+    until(lambda: services() == {"web"}, EXPECTED, "the services of the folder")
+    weft("services", "register", "by-hand")
+    (folder / "web.hcl").rename(folder / "web.off")
+    (folder / "db.hcl").write_text('service { name = "db" }')
+    os.kill(agent, signal.SIGHUP)
+    until(lambda: services() == {"db", "by-hand"}, EXPECTED, "the services after SIGHUP")
+    (folder / "new.hcl").write_text('service { name = "new" }')
+    (folder / "db.hcl").write_text('service { nmae = "db" }')
+    refused = weft("reload", check=False)
+    assert refused.code == 1 and "unknown key nmae; did you mean name?" in refused.stderr
+    assert services() == {"db", "by-hand"}
+    weft("down")
+    for file in folder.iterdir():
+        file.unlink()
+    up()
+    until(lambda: services() == {"by-hand"}, EXPECTED, "what the files have lost to be deregistered")
+    checks = weft("watch", "-type=checks").stdout
+    assert '"disk"' not in checks

@@ -12,11 +12,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cni_plugin.agent import settings
 from cni_plugin.cli import lock
 from cni_plugin.cli.root import weft
 from discovery.api.settings import HttpSettings
 from discovery.structs import Node
 from lab.agent import LabAgent, until
+from weft.errors import ConfigProblem
 
 DOCUMENTED = {
     "catalog datacenters": "",
@@ -48,6 +50,15 @@ EVERYWHERE = {"ca-file", "client-cert", "client-key", "http-addr", "token", "tok
 LEFT_OUT = {"ca-path", "tls-server-name", "namespace", "partition"}
 """Of all commands: TLS with a folder or another name, and what only Consul Enterprise has."""
 OFFLINE = {"snapshot inspect", "validate"}
+
+
+AGENT = (
+    "advertise alt-domain bind bootstrap bootstrap-expect client config-dir config-file data-dir datacenter dev "
+    "disable-host-node-id dns-port domain enable-local-script-checks enable-script-checks encrypt grpc-port http-port "
+    "https-port join log-file log-json log-level node node-id node-meta pid-file protocol raft-protocol recursor "
+    "rejoin retry-interval retry-join retry-max serf-lan-port serf-wan-port server server-port syslog ui"
+)
+"""Options of consul agent that people and their units use."""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,38 @@ def test_every_documented_option_is_there(name: str) -> None:
     own = {option.lstrip("-") for one in command.params for option in one.opts}
     wanted = {*DOCUMENTED[name].split(), *(() if name in OFFLINE else EVERYWHERE)}
     assert wanted <= own and not LEFT_OUT & own
+
+
+def test_the_agent_takes_the_options_of_consuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {option.lstrip("-") for one in weft.command_named("agent").params for option in one.opts}
+    assert set(AGENT.split()) <= own
+    asked: list[object] = []
+    monkeypatch.setattr("cni_plugin.agent.main.serving", lambda path, given: asked.append((path, given)) or 0)
+    code, _, err = call(
+        "agent", "-server", "-bootstrap-expect=1", "-ui", "-dev", "-data-dir", "/d", "-config-dir=/c", "-node=n7",
+        "-client=127.0.0.2", "-dns-port=-1", "-domain=shop", "-node-meta=a:b", "-log-level=debug", "-config=w.toml",
+        "-enable-script-checks=false",
+    )  # fmt: skip
+    assert code == 0
+    assert [line.split(":")[1] for line in err.splitlines()] == [
+        " ignoring -bootstrap-expect", " ignoring -dev", " ignoring -log-level",
+    ]  # fmt: skip
+    listen = {"listen": ["127.0.0.2:8500"]}
+    node = {"node": "n7", "data": "/d", "definitions": "/c", "meta": {"a": "b"}}
+    assert asked == [
+        ("w.toml", {"agent": node, "http": listen, "dns": {"listen": [], "domains": ["shop", "weft"]}}),
+    ]
+    assert call("agent") == (0, "", "") and asked[-1] == ("", {})
+    assert call("agent", "-nonsense")[0] == call("agent", "-node-meta=x")[0] == 1
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "weft.toml").write_text('[agent]\nnode = "n1"\ndatacenter = "dc2"\n')
+    found = settings.read(str(tmp_path / "weft.toml"), {"agent": {"node": "n2"}, "http": {"listen": ["127.0.0.1:1"]}})
+    assert (found.node, found.datacenter, found.http.listen) == ("n2", "dc2", ("127.0.0.1:1",))
+    assert settings.read(str(tmp_path / "weft.toml")).definitions == "/etc/weft/services.d"
+    with pytest.raises(ConfigProblem, match=r"agent\.node"):
+        settings.read(str(tmp_path / "weft.toml"), {"agent": {"node": "a b"}})
 
 
 def test_keys_are_set_read_and_deleted(tmp_path: Path) -> None:
@@ -238,12 +281,12 @@ def test_a_snapshot_is_saved_inspected_and_restored(tmp_path: Path) -> None:
 
 
 def test_files_are_validated(tmp_path: Path) -> None:
-    settings, services = tmp_path / "weft.toml", tmp_path / "web.hcl"
-    settings.write_text('[agent]\ndatacenter = "dc2"\n')
+    configured, services = tmp_path / "weft.toml", tmp_path / "web.hcl"
+    configured.write_text('[agent]\ndatacenter = "dc2"\n')
     services.write_text('service { name = "web" port = 80 }')
     assert good("validate", str(tmp_path)) == "Configuration is valid!\n"
-    assert good("validate", "-quiet", str(settings), str(services)) == ""
-    settings.write_text("[agnet]\n")
+    assert good("validate", "-quiet", str(configured), str(services)) == ""
+    configured.write_text("[agnet]\n")
     code, _, err = call("validate", str(tmp_path))
     assert code == 1 and "unknown section [agnet]" in err
     assert call("validate")[0] == 1
