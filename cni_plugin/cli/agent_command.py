@@ -56,7 +56,7 @@ def _compatible(command: Command) -> Command:
     """Add Consul's options that have no effect, hidden from the help."""
     for name in (*_MEANINGLESS_FLAGS, *_TRUE_HERE, "dev"):
         command = click.option(f"-{name}", is_flag=True, hidden=True)(command)
-    for name in _MEANINGLESS.keys() - {"dev"}:
+    for name in sorted(_MEANINGLESS.keys() - {"dev"}):
         command = click.option(f"-{name}", multiple=True, metavar="VALUE", hidden=True)(command)
     return command
 

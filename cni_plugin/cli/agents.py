@@ -180,20 +180,21 @@ def _replace_others() -> list[str]:
     """
     replaced = []
     agent = running()
-    if agent is not None and not _runs_own_code(agent.process):
+    if agent is not None and not runs_own_code(agent.process):
         replaced.append(f"agent, process {_stop_agent()}")
         _start_agent()
     engine = engines.running()
-    if engine is not None and not _runs_own_code(engine.process):
+    if engine is not None and not runs_own_code(engine.process):
         replaced.append(f"engine, process {engines.stop()}")
     driver = drivers.running()
-    if driver and not _runs_own_code(driver):
+    if driver and not runs_own_code(driver):
         replaced.append(f"driver for Docker, process {drivers.stop()}")
         drivers.start()
     return replaced
 
 
-def _runs_own_code(process: int) -> bool:
+def runs_own_code(process: int) -> bool:
+    """Whether a process executes the code of this command's folder."""
     try:
         line = files.read(f"/proc/{process}/cmdline", 1 << 16)
     except OSError:

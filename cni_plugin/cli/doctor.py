@@ -126,7 +126,7 @@ def _repair(tool: Tool) -> None:
 
 def _print(abilities: Sequence[Ability], found: Sequence[Finding], repaired: Sequence[Finding] | None) -> None:
     """``repaired``: what was fixed, None without --repair."""
-    say("Kernel features")
+    say("Kernel features", bold=True)
     table(
         ("  REQUIRED BY", "FEATURE", "AVAILABLE"),
         [(f"  {one.serves}", one.name, f"no: {one.problem}" if one.problem else "yes") for one in abilities],
@@ -138,11 +138,11 @@ def _print(abilities: Sequence[Ability], found: Sequence[Finding], repaired: Seq
             say(f"  - {one.what}")
         say()
     if not found:
-        say("No problems found.")
+        say("No problems found.", colour="green")
         return
     say(f"{count(len(found), 'problem')} {'found' if repaired is None else 'left'}")
     for one in found:
-        say(f"  - {one.what}")
+        say(f"  - {one.what}", colour="red")
         say(f"    {one.remedy}")
     fixable = sum(one.fixed_by is not FixedBy.OPERATOR for one in found)
     if fixable and repaired is None:

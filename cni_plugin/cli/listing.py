@@ -330,7 +330,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         as_json([{**summary(one, named.get(one.container)), "lacks": sentences} for one, sentences in results])
     else:
         for one, sentences in results:
-            say(f"{'broken' if sentences else 'ok'.ljust(6)}  {one}")
+            say(f"{'broken' if sentences else 'ok'.ljust(6)}  {one}", colour="red" if sentences else "")
             for sentence in sentences:
                 say(f"        {sentence}")
         if not results:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 import click
+from click.shell_completion import get_completion_class
 
 from cni_plugin.cli.problems import MEANINGS
 from cni_plugin.cli.root import GROUPS, weft
@@ -31,6 +32,73 @@ fish have it, too.
 | exit status | meaning |
 |---|---|
 """
+
+
+TYPED: tuple[tuple[str, str], ...] = (
+    ("docker network create -d bridge --subnet 10.1.0.0/24 -o com.docker.network.driver.mtu=1400 NET",
+     "weft network create -d bridge --subnet 10.1.0.0/24 -o com.docker.network.driver.mtu=1400 NET"),
+    ("docker network create --internal --attachable --aux-address r=10.1.0.2 NET",
+     "weft network create --internal --attachable --aux-address r=10.1.0.2 NET"),
+    ("podman network create --dns 192.0.2.53 --route 10.9.0.0/16,10.1.0.9 --interface-name br9 --ignore NET",
+     "weft network create --dns 192.0.2.53 --route 10.9.0.0/16,10.1.0.9 --interface-name br9 --ignore NET"),
+    ("podman network create --ipam-driver dhcp -d macvlan NET",
+     "weft network create --ipam-driver dhcp -d macvlan NET"),
+    ("podman network update --dns-add 192.0.2.53 NET", "weft network update --dns-add 192.0.2.53 NET"),
+    ("podman network reload --all", "weft network reload --all"),
+    ("docker network ls --filter driver=bridge --format '{{.Name}}'",
+     "weft network ls --filter driver=bridge --format '{{.Name}}'"),
+    ("docker network inspect -f '{{range .IPAM.Config}}{{.Subnet}}{{end}}' ID",
+     "weft network inspect -f '{{range .IPAM.Config}}{{.Subnet}}{{end}}' ID"),
+    ("docker network connect --alias db --ip 10.1.0.9 NET WEB",
+     "weft network connect --alias db --ip 10.1.0.9 NET WEB"),
+    ("docker network disconnect -f NET WEB", "weft network disconnect -f NET WEB"),
+    ("docker network prune -f", "weft network prune -f"),
+    ("docker ps -a --no-trunc --filter name=web", "weft ps -a --no-trunc --filter name=web"),
+    ("docker run --name web --network NET -p 8080:80 …", "weft attach NET NETNS --name web -p 8080:80"),
+    ("consul agent -server -data-dir=D -config-dir=C", "weft agent -server -data-dir=D -config-dir=C"),
+    ("consul services register web.hcl", "weft services register web.hcl"),
+    ("consul catalog services -tags", "weft catalog services -tags"),
+    ("consul members", "weft members"),
+    ("consul kv put K V", "weft kv put K V"),
+    ("consul kv get -recurse P", "weft kv get -recurse P"),
+    ("consul watch -type=service -service=web PROGRAM", "weft watch -type=service -service=web PROGRAM"),
+    ("consul lock P PROGRAM", "weft lock P PROGRAM"),
+    ("consul event -name=deploy", "weft event -name=deploy"),
+    ("consul maint -enable -service=web", "weft maint -enable -service=web"),
+    ("consul snapshot save FILE", "weft snapshot save FILE"),
+    ("consul validate FILE", "weft validate FILE"),
+    ("consul monitor -log-level=debug", "weft monitor -log-level=debug"),
+    ("consul reload", "weft reload"),
+    ("consul leave", "weft leave"),
+    ("consul info", "weft info"),
+    ("consul version", "weft version"),
+    ("consul join ADDRESS", "weft cluster join TOKEN"),
+    ("consul force-leave NODE", "weft node rm NODE"),
+    ("weave launch", "weft up"),
+    ("weave attach C", "weft attach NET C"),
+    ("weave detach C", "weft detach C"),
+    ("weave dns-lookup web", "weft dns-lookup web"),
+    ("weave status", "weft status"),
+    ("weave status peers", "weft status peers"),
+    ("weave ps", "weft ps"),
+    ("weave reset", "weft uninstall"),
+)  # fmt: skip
+"""What users of other tools type, and the same with weft. A test runs each through the parser."""
+
+COMPLETIONS = {
+    "bash": "bash-completion/completions/weft",
+    "zsh": "zsh/vendor-completions/_weft",
+    "fish": "fish/vendor_completions.d/weft.fish",
+}
+"""Where Debian's shells look for a command's completion, below /usr/share."""
+
+
+def completion(shell: str) -> str:
+    """The completion script for a shell. Raises KeyError for one without."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise KeyError(shell)
+    return kind(weft, {}, "weft", "_WEFT_COMPLETE").source()
 
 
 def commands(command: click.Command = weft, path: str = "weft") -> Iterator[tuple[str, click.Command]]:
@@ -53,7 +121,13 @@ def markdown() -> str:
         options = ", ".join(f"`{name}`" for name in _options(command)) or "–"
         rows.append(f"| `{' '.join((path, *_arguments(command)))}` | {_short(command)} | {options} |")
     table = "| command | what it does | options |\n|---|---|---|\n" + "\n".join(row for row in rows) + "\n"
-    return "\n".join((*parts, table))
+    typed = "".join(f"| `{_cell(theirs)}` | `{_cell(own)}` |\n" for theirs, own in TYPED)
+    words = f"## What users of docker, podman, Consul and Weave type\n\n| there | here |\n|---|---|\n{typed}"
+    return "\n".join((*parts, table, words))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _arguments(command: click.Command) -> list[str]:
@@ -65,7 +139,7 @@ def _arguments(command: click.Command) -> list[str]:
 def _options(command: click.Command) -> list[str]:
     """The options that are a command's own, by their longest names."""
     common = {"--json", "--config-dir"}
-    found = (max(each.opts, key=len) for each in command.params if isinstance(each, click.Option))
+    found = (max(each.opts, key=len) for each in command.params if isinstance(each, click.Option) and not each.hidden)
     return [name for name in found if name not in common]
 
 

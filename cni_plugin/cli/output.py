@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -17,14 +20,26 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
-def say(line: str = "") -> None:
-    """Print one line."""
-    click.echo(printable(line))
+def has_colours(stream: TextIO) -> bool:
+    """Whether to print colours: on a terminal that has them, unless NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def say(line: str = "", *, colour: str = "", bold: bool = False) -> None:
+    """Print one line, on a terminal in a colour."""
+    text = printable(line)
+    click.echo(click.style(text, fg=colour or None, bold=bold or None) if has_colours(sys.stdout) else text)
+
+
+def complain(line: str, *, colour: str = "yellow") -> None:
+    """Print a message of weft's on standard error."""
+    name = click.style("weft:", fg=colour, bold=True) if has_colours(sys.stderr) else "weft:"
+    click.echo(f"{name} {printable(line)}", err=True)
 
 
 def warn(line: str) -> None:
     """Print a warning on standard error."""
-    click.echo(f"weft: {printable(line)}", err=True)
+    complain(line)
 
 
 def as_json(value: object) -> None:
@@ -36,8 +51,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns, without a header if that is empty."""
     cells = [[printable(cell) for cell in row] for row in (*([header] if header else []), *rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))] if cells else []
-    for row in cells:
-        click.echo(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for place, row in enumerate(cells):
+        line = _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        say(line, bold=bool(header) and not place)
 
 
 def fields(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from cni_plugin.cli.options import common
-from cni_plugin.cli.output import as_json, printable, say
+from cni_plugin.cli.output import as_json, complain, printable, say
 from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE
 from cni_plugin.cli.problems import status as exit_status
 from cni_plugin.cli.tool import Tool
@@ -30,6 +30,7 @@ _MODULES = {
     "lock": "lock",
     "watch": "watch",
     **dict.fromkeys(("events", "logs"), "happening"),
+    "version": "version",
     **dict.fromkeys(("gc", "ipam"), "keeping"),
     **dict.fromkeys(("check", "ps", "show"), "listing"),
     **dict.fromkeys(("install", "uninstall"), "install"),
@@ -50,7 +51,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Many hosts", ("cluster", "node")),
     ("Diagnostics", ("status", "doctor", "trace", "events", "logs", "gc")),
-    ("Install and run", ("install", "uninstall", "up", "down", "agent", "engine", "docker", "completion")),
+    ("Install and run", ("install", "uninstall", "up", "down", "agent", "engine", "docker", "version", "completion")),
 )
 
 _FIRST_STEPS = (
@@ -150,7 +151,7 @@ def _failed(message: str, hint: str, number: int, error: Exception | None) -> in
         import traceback
 
         click.echo("".join(traceback.format_exception(error)), err=True)
-    click.echo(f"weft: {printable(message)}", err=True)
+    complain(message, colour="red")
     if hint:
         click.echo(f"hint: {printable(hint)}", err=True)
     return number
@@ -177,7 +178,7 @@ def _overview() -> None:
     say("weft: container networks and services")
     for title, names in GROUPS:
         say()
-        say(title)
+        say(title, bold=True)
         for name in names:
             say(f"  {name.ljust(12)}{weft.command_named(name).get_short_help_str(80)}")
     say()

@@ -115,7 +115,7 @@ def status(tool: Tool, context: click.Context, json_output: bool) -> None:
         say()
         say("No warnings." if not warnings else f"{count(len(warnings), 'warning')}:")
         for warning in warnings:
-            say(f"  - {warning}")
+            say(f"  - {warning}", colour="yellow")
     raise click.exceptions.Exit(FAILED if warnings else 0)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.cli import manual
 from lab import roots
 from lab.commands import run
 from lab.machine import Machine
@@ -70,6 +71,11 @@ def test_installed_upgraded_removed_and_purged(machine: Machine, packages: tuple
     before = state(machine)
     machine.run("dpkg", "-i", first, timeout=120)
     assert machine.run("weft", "--version").stdout.startswith("weft ")
+    assert machine.run("weft", "version", "--json").json["parts"][0]["part"] == "weft"
+    for page in ("weft", "weft-network", "weft-kv"):
+        assert ".SH NAME" in machine.run("zcat", f"/usr/share/man/man1/{page}.1.gz").stdout
+    for path in manual.COMPLETIONS.values():
+        assert "_WEFT_COMPLETE" in machine.run("cat", f"/usr/share/{path}").stdout
     machine.run("weft", "network", "create", "blue", "--subnet", "10.88.0.0/24", "--names")
     for name in ("c1", "c2", "c3"):
         machine.run("ip", "netns", "add", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import ShellComplete
+from click.testing import CliRunner
 
 from cni_plugin.cli import complete, manual
 from cni_plugin.cli.root import weft
@@ -85,3 +87,25 @@ def test_completion_of_names(names) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_a_script(run, shell: str) -> None:
     assert "_WEFT_COMPLETE" in run.good("completion", shell)
+
+
+@pytest.mark.parametrize("line", [own for _, own in manual.TYPED])
+def test_what_users_of_other_tools_type_is_understood(line: str) -> None:
+    """The parser takes each line; nothing is executed."""
+    words = shlex.split(line)[1:]
+    command: click.Command = weft
+    context = click.Context(weft, info_name="weft")
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(context, words[0])
+        if found is None:
+            break
+        command, context, words = found, click.Context(found, info_name=words[0], parent=context), words[1:]
+    assert not isinstance(command, click.Group) or command.invoke_without_command
+    context = click.Context(command, info_name=command.name, parent=context.parent, obj=Tool())
+    command.parse_args(context, list(words))
+
+
+def test_the_completions_are_those_of_the_command() -> None:
+    for shell in manual.COMPLETIONS:
+        assert "_WEFT_COMPLETE" in manual.completion(shell)
+        assert manual.completion(shell).strip() == CliRunner().invoke(weft, ["completion", shell]).stdout.strip()

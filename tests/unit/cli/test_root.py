@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from cni_plugin.cli import output, problems
 from cni_plugin.cli.root import GROUPS, Weft, weft
-from weft import errors
+from weft import __version__, errors
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -151,3 +152,36 @@ def test_nothing_unprintable_is_printed() -> None:
 )
 def test_ages(seconds, text) -> None:
     assert output.age(seconds) == text
+
+
+def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file, under NO_COLOR and on a terminal without colours the output is the same plain text."""
+
+    def shown(terminal: str, no_color: str, *, tty: bool) -> bytes:
+        main, other = os.openpty()
+        reader, writer = os.pipe()
+        environment = {**os.environ, "TERM": terminal, "NO_COLOR": no_color, "WEFT_CNI_CONFIG": "/nonexistent"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from cni_plugin.cli import main; main()", "network", "inspect", "blue"],
+            env=environment,
+            stderr=other if tty else writer,
+        )
+        process.wait()
+        os.close(other)
+        os.close(writer)
+        found = os.read(main if tty else reader, 4096)
+        os.close(main)
+        os.close(reader)
+        return found
+
+    assert b"\x1b[" in shown("xterm", "", tty=True)
+    for terminal, no_color, tty in (("xterm", "1", True), ("dumb", "", True), ("xterm", "", False)):
+        found = shown(terminal, no_color, tty=tty)
+        assert b"weft: network blue not found" in found and b"\x1b" not in found
+
+
+def test_version_names_the_parts(run) -> None:
+    found = run("version", "--json").json
+    assert [one["part"] for one in found["parts"]] == ["weft", "agent", "engine", "driver for Docker"]
+    assert found["parts"][0]["version"] == __version__ and "1.1.0" in found["cni"]
+    assert run.good("version").splitlines()[0].split() == ["PART", "VERSION", "RUNNING"]
