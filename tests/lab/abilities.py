@@ -39,6 +39,10 @@ _TRANSLATED = (
     "add chain inet t d { type nat hook prerouting priority -100; }; "
     "add rule inet t d dnat ip to tcp dport map { 80 : 10.0.0.2 . 8080 }'"
 )
+_ESP = (
+    "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x9000 mode transport "
+    f"aead 'rfc4106(gcm(aes))' 0x{'11' * 36} 128"
+)
 _ALL = (
     Ability("vlan", "VLAN links (8021q)", _PAIR + "ip link add link here name here.5 type vlan id 5"),
     Ability("vlan_filtering", "VLAN filtering on bridges", _FILTERED),
@@ -49,6 +53,7 @@ _ALL = (
     Ability("dummy", "dummy links", "ip link add d0 type dummy; ip link set d0 up"),
     Ability("ifb", "ifb links", "ip link add ifb0 type ifb; ip link set ifb0 up"),
     Ability("wireguard", "WireGuard links", "ip link add wg0 type wireguard"),
+    Ability("esp", "ESP (esp4, AES-GCM)", _ESP),
     Ability("tun", "tun and tap links", "ip tuntap add tap0 mode tap"),
     _nft("ip", "forward"),
     _nft("ip6", "forward"),

@@ -221,6 +221,39 @@ class WireGuard:
 
 
 @dataclass(frozen=True, slots=True)
+class EspState:
+    """How ESP in transport mode encrypts UDP packets from one host to a ``port`` of another (SA), by AES-GCM.
+
+    ``spi`` tells it from others with the same ``destination``; ``reqid`` says to which policies it belongs.
+    ``key`` is the cipher's, with four bytes of salt (RFC 4106); those that are listed have none.
+    """
+
+    source: Address
+    destination: Address
+    port: int
+    reqid: int
+    spi: int
+    key: bytes = field(default=b"", repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EspPolicy:
+    """That UDP packets from one host to a ``port`` of another must be encrypted by the state with that ``spi``
+    (0: by any of the ``reqid``). ``out``: this host sends them, else it receives them.
+    """
+
+    source: Address
+    destination: Address
+    port: int
+    reqid: int
+    spi: int
+    out: bool
+
+
+EspRow = EspState | EspPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """A conntrack entry: its original tuple, and the source of its reply tuple (``answers``)."""
 
@@ -459,6 +492,22 @@ class Namespace(Protocol):
     def set_wireguard(self, link: str, wanted: WireGuard) -> None:
         """Set what a WireGuard link has; peers that are not wanted are removed, and the sessions of the
         others are kept. *Equivalent to:* ``wg syncconf LINK FILE``.
+        """
+
+    def esp(self, reqid: int) -> tuple[EspRow, ...]:
+        """The states and policies of IPsec with that reqid. *Equivalent to:* ``ip xfrm state list reqid REQID``,
+        ``ip xfrm policy list``.
+        """
+
+    def add_esp(self, rows: Iterable[EspRow]) -> None:
+        """Add states, and add or replace policies; raises ``Exists`` where a state's SPI is taken. A refusal does
+        not stop the others. *Equivalent to:* ``ip xfrm state add``, ``ip xfrm policy update``.
+        """
+
+    def delete_esp(self, rows: Iterable[EspRow]) -> None:
+        """Delete states and policies; those that are missing are skipped.
+
+        *Equivalent to:* ``ip xfrm state delete``, ``ip xfrm policy delete``.
         """
 
     def sysctl(self, key: str) -> str | None:

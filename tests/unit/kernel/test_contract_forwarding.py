@@ -13,6 +13,9 @@ from unit.kernel.topology import Topology
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
 from weft.kernel.interface import (
+    EspPolicy,
+    EspRow,
+    EspState,
     FdbEntry,
     KernelRoute,
     Namespace,
@@ -492,3 +495,32 @@ def test_a_wireguard_link_has_a_key_and_peers(topology: Topology) -> None:
         container.delete_link("wgtest0")
     with pytest.raises(Missing, match="wgtest0"):
         container.wireguard("wgtest0")
+
+
+@pytest.mark.parametrize("ends", [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")], ids=["IPv4", "IPv6"])
+def test_states_and_policies_of_ipsec(topology: Topology, ends: tuple[str, str]) -> None:
+    container = topology.container
+    here, there = map(ip_address, ends)
+    states = [
+        EspState(here, there, 4790, 0x77000064, 0x80000001, b"k" * 36),
+        EspState(there, here, 4790, 0x77000064, 0x80000002, b"l" * 36),
+    ]
+    policies = [
+        EspPolicy(here, there, 4790, 0x77000064, 0x80000001, out=True),
+        EspPolicy(there, here, 4790, 0x77000064, 0, out=False),
+    ]
+    rows: list[EspRow] = [*states, *policies]
+    try:
+        container.add_esp(rows)
+    except KernelLacks as error:
+        pytest.skip(str(error))
+    found = container.esp(0x77000064)
+    assert set(found) == set(rows) and not any(one.key for one in found if isinstance(one, EspState))
+    assert container.esp(0x77000065) == ()
+    with pytest.raises(Exists):
+        container.add_esp([replace(states[0], reqid=0x77000065), replace(policies[0], reqid=0x77000065)])
+    container.add_esp([replace(policies[0], spi=1)])
+    assert set(container.esp(0x77000064)) == {*states, replace(policies[0], spi=1), policies[1]}
+    container.delete_esp(rows)
+    container.delete_esp(rows)
+    assert container.esp(0x77000064) == container.esp(0x77000065) == ()

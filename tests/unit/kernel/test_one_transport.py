@@ -78,6 +78,7 @@ HEADERS = {
     "linux/nexthop.h": "NHA_",
     "linux/genetlink.h": "GENL_ CTRL_",
     "linux/wireguard.h": "WG_ WGDEVICE_ WGPEER_ WGALLOWEDIP_",
+    "linux/xfrm.h": "XFRM_ XFRMA_",
     "linux/fib_rules.h": "FR_",
     "linux/pkt_sched.h": "TC_H_ TC_LINKLAYER_",
     "linux/pkt_cls.h": "TC_U32_ TC_ACT_",

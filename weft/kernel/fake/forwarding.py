@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace as changed
+from typing import TypeVar
 
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing, WeftError
 from weft.kernel.fake import routes
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.fake.traffic import FakeTraffic
-from weft.kernel.interface import FdbEntry, Neighbour, Nexthop, Row, WireGuard
+from weft.kernel.interface import EspRow, EspState, FdbEntry, Neighbour, Nexthop, Row, WireGuard
 from weft.types import Address
 
 _EVERY_MAC = "00:00:00:00:00:00"
+Each = TypeVar("Each")
 
 
 class FakeForwarding(FakeTraffic):
@@ -198,13 +200,34 @@ class FakeForwarding(FakeTraffic):
         owner = self._wireguard_link(link)
         owner.wireguard = changed(wanted, peers=tuple(sorted(wanted.peers, key=lambda one: one.key)))
 
+    def esp(self, reqid: int) -> tuple[EspRow, ...]:
+        self._called("esp")
+        return tuple(one for one in self.esp_rows.values() if one.reqid == reqid)
+
+    def add_esp(self, rows: Iterable[EspRow]) -> None:
+        self._called("add_esp")
+        self._each(rows, self._add_esp)
+
+    def _add_esp(self, row: EspRow) -> None:
+        key = _esp_key(row)
+        if isinstance(row, EspState):
+            if key in self.esp_rows:
+                raise Exists(f"cannot add the IPsec state {row.spi:#x}: the kernel says File exists")
+            row = changed(row, key=b"")
+        self.esp_rows[key] = row
+
+    def delete_esp(self, rows: Iterable[EspRow]) -> None:
+        self._called("delete_esp")
+        for row in rows:
+            self.esp_rows.pop(_esp_key(row), None)
+
     def _wireguard_link(self, name: str) -> FakeLink:
         owner = self.existing(name, f"set up the WireGuard link {name}")
         if owner.kind != "wireguard":
             raise KernelLacks(f"{name} is no WireGuard link, but of kind {owner.kind}")
         return owner
 
-    def _each(self, rows: Iterable[Row], work: Callable[[Row], None], *ignored: type[WeftError]) -> None:
+    def _each(self, rows: Iterable[Each], work: Callable[[Each], None], *ignored: type[WeftError]) -> None:
         first: WeftError | None = None
         for row in rows:
             try:
@@ -272,3 +295,9 @@ def _check_mac(mac: str) -> None:
         bytes.fromhex(mac.replace(":", ""))
     except ValueError:
         raise KernelRefused(f"{mac!r} is no MAC address") from None
+
+
+def _esp_key(row: EspRow) -> tuple[object, ...]:
+    if isinstance(row, EspState):
+        return "state", row.destination, row.spi
+    return "policy", row.out, row.source, row.destination, row.port

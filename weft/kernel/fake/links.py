@@ -8,6 +8,7 @@ from ipaddress import IPv6Interface
 from weft.errors import Missing
 from weft.kernel.interface import (
     BridgeVlan,
+    EspRow,
     FdbEntry,
     KernelRoute,
     Limit,
@@ -204,6 +205,7 @@ class FakeState:
     def __init__(self) -> None:
         self.links_by_name: dict[str, FakeLink] = {}
         self.nexthops_by_id: dict[int, Nexthop] = {}
+        self.esp_rows: dict[tuple[object, ...], EspRow] = {}
         self.nexthop_routes: list[KernelRoute] = []
         self.rejected: list[KernelRoute] = []
         """The unreachable routes."""

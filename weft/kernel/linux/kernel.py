@@ -21,6 +21,7 @@ from weft.kernel.firewall_chains import OWN_CHAIN, Firewalls
 from weft.kernel.interface import (
     BridgeVlan,
     ClassTraffic,
+    EspRow,
     FdbEntry,
     Flow,
     KernelRoute,
@@ -53,6 +54,7 @@ from weft.kernel.netlink import (
     sock_diag,
     vlans,
     wireguard,
+    xfrm,
 )
 from weft.kernel.netlink.links import NewLink
 from weft.kernel.netlink.rtnetlink import RouteSocket
@@ -401,6 +403,18 @@ class LinuxNamespace:
     def set_wireguard(self, link: str, wanted: WireGuard) -> None:
         with self._entered():
             self._wireguard(link).set_all(link, wanted)
+
+    def esp(self, reqid: int) -> tuple[EspRow, ...]:
+        with self._entered():
+            return xfrm.listed(reqid)
+
+    def add_esp(self, rows: Iterable[EspRow]) -> None:
+        with self._entered():
+            xfrm.add(rows)
+
+    def delete_esp(self, rows: Iterable[EspRow]) -> None:
+        with self._entered():
+            xfrm.delete(rows)
 
     def _wireguard(self, name: str) -> ModuleType:
         """What sets a WireGuard link: the kernel's messages, or wireguard-go's socket."""

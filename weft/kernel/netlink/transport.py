@@ -43,6 +43,7 @@ from weft.kernel.netlink.constants import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
     NETLINK_SOCK_DIAG,
+    NETLINK_XFRM,
     NLM_F_ACK,
     NLM_F_ACK_TLVS,
     NLM_F_CAPPED,
@@ -84,6 +85,7 @@ _DATAGRAM_SIZE = 1 << 16
 _MODULES = {
     NETLINK_ROUTE: "rtnetlink",
     NETLINK_GENERIC: "generic netlink",
+    NETLINK_XFRM: "the module xfrm_user",
     NETLINK_SOCK_DIAG: "sock_diag (inet_diag, tcp_diag, udp_diag)",
     NETLINK_NETFILTER: "nfnetlink (nf_tables, nf_conntrack_netlink)",
 }
