@@ -1,9 +1,11 @@
 """Cost of driver overlay: throughput and round trips against the same by hand, and programming of peers.
 
 Run by ``benchmarks/overlay`` in private namespaces. Two hosts on an underlay bridge have at once: weft's
-network a; the same links, routes and rules made by hand; the same without rules; and two containers on
-one bridge of host 1. Each round measures all of them in turn, in an order that changes from round to
-round, and the ratios are those within a round. The interval is Student's, of the mean of the ratios.
+network a; the same links, routes and rules made by hand; the same without rules (bare); two containers on one
+bridge of host 1; and the underlay: processes of both hosts, without containers. Each round measures all of
+them in turn, in an order that changes from round to round, and the ratios are those within a round: their
+median, with its 95 % interval (of the sign test, which an outlier does not widen). The CPU time is that of the
+process, which sends and receives: with the network stack below it, and without what other processes do.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ SECONDS, ROUND_TRIPS, PIECE = 1.0, 3000, 1 << 18
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26, 15: 2.14, 20: 2.09, 30: 2.05}
 Way = tuple[str, str, str]
 """The client's namespace, the server's, and the server's address."""
+Sample = tuple[float, float]
+"""By the clock, and by CPU time."""
 
 
 def by_hand(cluster: Cluster, name: str, net: int, vni: int, *, rules: bool) -> Way:
@@ -84,8 +88,8 @@ def _copy_rules(cluster: Cluster, number: int, name: str, vni: int) -> None:
         cluster.run(number, "nft", "add", "element", "inet", "weft", collection, f"{{ {element} }}")
 
 
-def throughput(path: Way) -> float:
-    """Bytes per second of one TCP connection."""
+def throughput(path: Way) -> Sample:
+    """Bytes per second of one TCP connection; and bytes per CPU second."""
     client, server = _connected(path)
     received = 0
 
@@ -98,19 +102,19 @@ def throughput(path: Way) -> float:
     reader = threading.Thread(target=read)
     reader.start()
     content, end = bytes(PIECE), time.monotonic() + SECONDS
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     while time.monotonic() < end:
         client.sendall(content)
     client.shutdown(socket.SHUT_WR)
     reader.join()
-    took = time.monotonic() - started
+    took, worked = time.monotonic() - started, time.process_time() - worked
     client.close()
     server.close()
-    return received / took
+    return received / took, received / worked
 
 
-def round_trip(path: Way) -> float:
-    """Median seconds of a TCP round trip of one byte."""
+def round_trip(path: Way) -> Sample:
+    """Median seconds of a TCP round trip of one byte; and CPU seconds."""
     client, server = _connected(path)
     for one in (client, server):
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -121,16 +125,17 @@ def round_trip(path: Way) -> float:
 
     thread = threading.Thread(target=answer)
     thread.start()
-    times = []
+    times, worked = [], time.process_time()
     for _ in range(ROUND_TRIPS):
         started = time.perf_counter()
         client.send(b"x")
         client.recv(1)
         times.append(time.perf_counter() - started)
+    worked = time.process_time() - worked
     client.close()
     thread.join()
     server.close()
-    return statistics.median(times)
+    return statistics.median(times), worked / ROUND_TRIPS
 
 
 def _connected(path: Way) -> tuple[socket.socket, socket.socket]:
@@ -149,20 +154,39 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
-def ratios(paths: dict[str, Way], measure: Callable[[Way], float], rounds: int) -> dict[str, Any]:
-    """The ratio of weft to each other path, in each round."""
-    found: dict[str, list[float]] = {name: [] for name in paths if name != "weft"}
-    absolute: dict[str, list[float]] = {name: [] for name in paths}
+def median(values: list[float]) -> tuple[float, float, float]:
+    """The median, and its 95 % interval: between two of the values, by the sign test."""
+    found = sorted(values)
+    outer = max(0, int((len(found) - 1.96 * len(found) ** 0.5) / 2))
+    return statistics.median(found), found[outer], found[-1 - outer]
+
+
+PAIRS = (
+    ("weft", "by hand"),
+    ("weft", "bare"),
+    ("weft", "one host"),
+    ("by hand", "one host"),
+    ("bare", "one host"),
+    ("underlay", "one host"),
+)
+
+
+def ratios(paths: dict[str, Way], measure: Callable[[Way], Sample], rounds: int) -> dict[str, Any]:
+    """The ratios of the paths within each round."""
+    samples: dict[str, list[Sample]] = {name: [] for name in paths}
     order = list(paths)
     for number in range(rounds):
         random.Random(number).shuffle(order)
-        values = {name: measure(paths[name]) for name in order}
-        for name, value in values.items():
-            absolute[name].append(value)
-        for name in found:
-            found[name].append(values["weft"] / values[name])
-    medians = {f"median {name}": statistics.median(each) for name, each in absolute.items()}
-    return {**{f"weft/{name}": interval(each) for name, each in found.items()}, **medians}
+        for name in order:
+            samples[name].append(measure(paths[name]))
+    found: dict[str, Any] = {}
+    for place, what in enumerate(("", ", CPU")):
+        for one, other in PAIRS:
+            pairs = zip(samples[one], samples[other], strict=True)
+            found[f"{one}/{other}{what}"] = median([first[place] / second[place] for first, second in pairs])
+        for name, each in samples.items():
+            found[f"median {name}{what}"] = statistics.median(sample[place] for sample in each)
+    return found
 
 
 def peers(count: int, *, flannel: bool) -> dict[str, float]:
@@ -268,10 +292,11 @@ def traffic(rounds: int) -> dict[str, Any]:
             "by hand": by_hand(cluster, "m", 70, 200, rules=True),
             "bare": by_hand(cluster, "n", 71, 201, rules=False),
             "one host": ("a1", "near", address(near)),
+            "underlay": ("h1", "h2", "192.0.2.2"),
         }
         return {
             "throughput": ratios(paths, throughput, rounds),
-            "round trip": ratios({key: paths[key] for key in ("weft", "by hand", "one host")}, round_trip, rounds),
+            "round trip": ratios(paths, round_trip, rounds),
         }
     finally:
         host.close()
