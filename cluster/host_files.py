@@ -15,10 +15,14 @@ from weft.overlay_modes import L2, PORTS
 from weft.types import Address, Subnet
 
 Json = dict[str, object]
-_OUTER = {4: 50, 6: 70}
-"""Bytes of VXLAN's headers, by the IP version of the underlay."""
-_ENCRYPTED = {4: 130, 6: 150}
-"""The same with WireGuard's."""
+_IP = {4: 20, 6: 40}
+"""Bytes of an IP header."""
+_VXLAN = 8 + 8 + 14
+"""Bytes of the headers of UDP, VXLAN and the inner Ethernet frame."""
+_WIREGUARD = _IP[6] + 8 + 32
+"""What WireGuard adds beside the outer IP header, with the VXLAN packet's own, which is IPv6."""
+_ESP, _ESP_END, _ESP_BLOCK = 8 + 8 + 16, 2, 4
+"""SPI, sequence number, counter and check value of ESP; its trailer; and what it is padded to (RFC 4303, 4106)."""
 _LEAST = {4: 576, 6: 1280}
 """The least MTU of a network, in bytes: RFC 791 and RFC 8200."""
 
@@ -57,16 +61,19 @@ def inner_mtu(network: Network, host: Host, members: Iterable[Member]) -> int:
     """The network's MTU: that of the smallest underlay of its hosts, less the headers that it adds."""
     least = _least_mtu(network, host)
     smallest = min([host.mtu, *(one.mtu for one in members if one.mtu >= least and not one.problem)])
-    return smallest - _overhead(network, host)
-
-
-def _overhead(network: Network, host: Host) -> int:
-    return (_ENCRYPTED if tunnels.wanted(network) else _OUTER)[host.underlay.version]
+    inside = smallest - _IP[host.underlay.version]
+    match network.keys.get(tunnels.ENCRYPTION):
+        case overlay.WIREGUARD:
+            inside -= _WIREGUARD
+        case overlay.IPSEC:
+            inside = (inside - _ESP) // _ESP_BLOCK * _ESP_BLOCK - _ESP_END
+    return inside - _VXLAN
 
 
 def _least_mtu(network: Network, host: Host) -> int:
     """The smallest underlay with which a host can take part: what is smaller must not make the network unusable."""
-    return _LEAST[max(one.version for one in network.subnets)] + _overhead(network, host)
+    headers = _IP[host.underlay.version] + _VXLAN + (max(_WIREGUARD, _ESP) if tunnels.wanted(network) else 0)
+    return _LEAST[max(one.version for one in network.subnets)] + headers
 
 
 def network_file(

@@ -13,7 +13,7 @@ from cluster.blocks import static_problem
 from cluster.records import Member, Network
 from cluster.view import View
 from store import Compare, Delete, Operation, Put, Range, Store, Unavailable
-from weft import identity, overlay
+from weft import identity, overlay, wireguard
 from weft.errors import BadOption, InUse, Missing
 from weft.types import Subnet
 
@@ -35,7 +35,7 @@ async def create(store: Store, wanted: Network) -> Network:
     for _ in range(_ATTEMPTS):
         found = await store.range(records.ROOT)
         _require_free(wanted, found)
-        network = replace(wanted, vni=_free_vni(found))
+        network = _with_port(replace(wanted, vni=_free_vni(found, wanted)), found)
         outcome = await store.transact(
             [*_unchanged(found), Compare(network.key, "create", 0), Compare(records.vni_key(network.vni), "create", 0)],
             [
@@ -148,16 +148,41 @@ def _require_free(wanted: Network, found: Range) -> None:
                 )
 
 
+def _with_port(network: Network, found: Range) -> Network:
+    """With a UDP port of its own, if it is encrypted by IPsec, whose policies know a network by its port."""
+    others = _others(found)
+    if tunnels.is_ipsec(network):
+        taken = {port: one.name for one in others for port in tunnels.ports(one)}
+        if network.port == overlay.PORT:
+            free = (port for port in wireguard.ports_from(network.vni) if port not in taken)
+            return replace(network, port=next(free))
+    else:
+        taken = {one.port: one.name for one in others if tunnels.is_ipsec(one)}
+    if network.port in taken:
+        raise InUse(
+            f"port {network.port} is that of network {taken[network.port]}, and a network with IPsec needs its own",
+            hint="omit the port to get a free one",
+        )
+    return network
+
+
 def _overlap(one: Subnet, other: Subnet) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def _free_vni(found: Range) -> int:
+def _free_vni(found: Range, wanted: Network) -> int:
+    """One that nobody has, and of which no UDP port is that of a network with IPsec."""
     taken = {one.key for one in found.entries}
+    ipsec = {one.port for one in _others(found) if tunnels.is_ipsec(one)}
     while True:
         vni = _FIRST_VNI + secrets.randbelow(overlay.LAST_VNI - _FIRST_VNI)
-        if records.vni_key(vni) not in taken:
+        derived = tunnels.ports(replace(wanted, vni=vni)) - {wanted.port}
+        if records.vni_key(vni) not in taken and not derived & ipsec:
             return vni
+
+
+def _others(found: Range) -> list[Network]:
+    return [one for one in map(records.decode, found.entries) if isinstance(one, Network)]
 
 
 def _unchanged(found: Range) -> list[Compare]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.records import Member, Network
-from weft import wireguard
+from weft import overlay, wireguard
 from weft.wireguard import TunnelKey
 
 ENCRYPTION, GENERATION, KEYS, READY = "encryption", "generation", "keys", "ready"
@@ -84,3 +84,15 @@ def parsed(said: Mapping[str, object], network: Network) -> tuple[TunnelKey, ...
     """The keys in what a host says; none of a network without encryption. Raises ValueError."""
     keys = said.get(KEYS) if wanted(network) else None
     return wireguard.parse_keys(keys, network.vni) if isinstance(keys, list) else ()
+
+
+def is_ipsec(network: Network) -> bool:
+    return network.keys.get(ENCRYPTION) == overlay.IPSEC
+
+
+def ports(network: Network) -> set[int]:
+    """The UDP ports that a network has on each host."""
+    own = {network.port}
+    if network.keys.get(ENCRYPTION) == overlay.WIREGUARD:
+        own |= {wireguard.default_port(network.vni, generation) for generation in range(wireguard.MOST_KEYS)}
+    return own

@@ -25,7 +25,7 @@ from weft.wireguard import TunnelKey
 
 FOLDER = "/var/lib/weft/overlay"
 FORMAT = 1
-ENCRYPTIONS = ("wireguard",)
+ENCRYPTIONS = WIREGUARD, IPSEC = "wireguard", "ipsec"
 """What a network's ``encryption`` may be; "" is none."""
 PORT = 4789
 """The UDP port of VXLAN (RFC 7348)."""
@@ -42,8 +42,8 @@ class OverlayNetwork:
     family, and all hosts' ``blocks`` are parts of them. From ``static`` ranges addresses are leased
     only on request. ``mtu`` is the network's, in bytes of an inner packet.
 
-    ``encryption`` is "" or "wireguard": then ``keys`` are this host's public ones, and it sends with
-    that of ``generation`` to peers that have one of it, too. ``mode`` is one of ``overlay_modes.MODES``.
+    ``encryption`` is "" or one of ``ENCRYPTIONS``: then ``keys`` are this host's public ones, and it
+    sends with that of ``generation`` to peers that have one of it, too. ``mode`` is one of ``overlay_modes.MODES``.
     """
 
     name: str
@@ -65,11 +65,11 @@ class OverlayNetwork:
     @cached_property
     def vtep(self) -> Address:
         """The address of this host's VXLAN link: its underlay address, or that of its WireGuard links."""
-        return wireguard.address(self.vni, self.mac) if self.encryption else self.underlay
+        return wireguard.address(self.vni, self.mac) if self.encryption == WIREGUARD else self.underlay
 
     def vtep_of(self, peer: Peer) -> Address:
         """The same of a peer."""
-        return wireguard.address(self.vni, peer.mac) if self.encryption else peer.underlay
+        return wireguard.address(self.vni, peer.mac) if self.encryption == WIREGUARD else peer.underlay
 
     @cached_property
     def own(self) -> dict[int, Address]:

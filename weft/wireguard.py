@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 
@@ -43,6 +43,11 @@ class TunnelKey:
 def default_port(vni: int, generation: int) -> int:
     """The UDP port of a generation where none is given: below those that Linux gives to clients."""
     return _FIRST_PORT + (MOST_KEYS * vni + generation % MOST_KEYS) % _PORTS
+
+
+def ports_from(vni: int) -> Iterator[int]:
+    """All ports of that range, from the one on that VNIs have most evenly."""
+    return (_FIRST_PORT + (MOST_KEYS * vni + number) % _PORTS for number in range(_PORTS))
 
 
 def address(vni: int, mac: str) -> IPv6Address:
@@ -107,7 +112,7 @@ def read_key(path: str, generation: int) -> str:
     """The private key of a generation, in base64. Raises Busy without one, StateDamaged."""
     name = key_path(path, generation)
     try:
-        text = files.read(name).decode("ascii").strip()
+        text = files.read(name).decode("ascii").partition("\n")[0]  # weft.esp has more lines
         mode = os.stat(name).st_mode & 0o077
     except FileNotFoundError:
         raise Busy(f"{name} is missing, the private key", hint="the agent of the cluster makes another one") from None

@@ -155,6 +155,8 @@ class OverlayHost:
                 with contextlib.suppress(OSError):
                     found.append(os.stat(os.path.join(ThisHost.current(kernel).run, folder)).st_mtime_ns)
             found.append(self._address or str(default_route.address(kernel.host)))
+        # One that must not be used again was removed (weft.esp).
+        found.append(sorted(glob.glob(os.path.join(glob.escape(self.folders.overlay), "*.key"))))
         return tuple(found)
 
     def join(self, network: Network, own: Json, peers: Json, full: bool) -> list[str]:

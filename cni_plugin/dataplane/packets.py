@@ -34,6 +34,7 @@ SOURCE_CHECKED_LINKS = "source_checked_links"
 LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
 OVERLAY_LINKS, OVERLAY_VNIS = "overlay_links", "overlay_vnis"
 OVERLAY_ENCRYPTED_VNIS = "overlay_encrypted_vnis"
+OVERLAY_IPSEC_VNIS = "overlay_ipsec_vnis"
 OVERLAY_PEERS4, OVERLAY_PEERS6 = "overlay_peers4", "overlay_peers6"
 DIRECT_PEERS4, DIRECT_PEERS6 = "direct_peers4", "direct_peers6"
 DIRECT_CLOSED4, DIRECT_CLOSED6 = "direct_closed4", "direct_closed6"
@@ -238,10 +239,11 @@ _OVERLAY = (
     Set(
         OVERLAY_ENCRYPTED_VNIS,
         _VNI,
-        "those of encrypted overlay networks, whose packets pass WireGuard links (wvw*) alone",
+        "those of encrypted overlay networks, whose packets pass WireGuard links (wvw*) or IPsec alone",
         "driver overlay with encryption",
         typeof=True,
     ),
+    Set(OVERLAY_IPSEC_VNIS, _VNI, "those of them with IPsec", "driver overlay with encryption ipsec", typeof=True),
     *(
         Set(
             f"overlay_peers{v}",
@@ -282,11 +284,29 @@ _METADATA = ("ip daddr 169.254.0.0/16", "ip daddr 100.100.100.200", "ip6 daddr {
 """Compared before the link is looked up: few packets are sent there."""
 _RAW = (
     Chain(
+        "overlay_decrypted",
+        "of encrypted networks, VXLAN packets that came in clear are dropped",
+        (
+            Rule(f"{_VNI} @overlay_ipsec_vnis meta ipsec exists return", "by ESP"),
+            Rule(f"{_VNI} @overlay_ipsec_vnis drop", "in clear"),
+            Rule('iifname != "wvw*" drop', "in clear"),
+        ),
+    ),
+    Chain(
+        "overlay_encrypted",
+        "of encrypted networks, VXLAN packets that would leave in clear are dropped",
+        (
+            Rule(f"{_VNI} @overlay_ipsec_vnis rt ipsec exists return", "by ESP"),
+            Rule(f"{_VNI} @overlay_ipsec_vnis drop", "would leave in clear"),
+            Rule('oifname != "wvw*" drop', "would leave in clear"),
+        ),
+    ),
+    Chain(
         "overlay_outer",
         "VXLAN packets of overlay networks: only from their peers, and without connection tracking",
         (
             Rule("iifname @closed_or_routed_links drop", "made by a container"),
-            Rule(f'{_VNI} @overlay_encrypted_vnis iifname != "wvw*" drop', "in clear"),
+            Rule(f"{_VNI} @overlay_encrypted_vnis jump overlay_decrypted", "none in clear"),
             *rules(f"{{ip}} saddr . {_VNI} @overlay_peers{{v}} notrack accept", "from a peer"),
             Rule("drop", "from an unknown address"),
         ),
@@ -295,7 +315,7 @@ _RAW = (
         "overlay_to_peer",
         "VXLAN packets of this host's overlay networks are not tracked, and so never translated",
         (
-            Rule(f'{_VNI} @overlay_encrypted_vnis oifname != "wvw*" drop', "would leave in clear"),
+            Rule(f"{_VNI} @overlay_encrypted_vnis jump overlay_encrypted", "none in clear"),
             Rule("notrack", "to a peer"),
         ),
     ),

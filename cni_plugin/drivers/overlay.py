@@ -15,6 +15,7 @@ from cni_plugin.ops import (
     BaseRules,
     DirectPeers,
     Elements,
+    Esp,
     Gateways,
     KnownPeers,
     OverlayRows,
@@ -54,7 +55,7 @@ DRIVER = Driver(
         Option("direct", Value.FLAG, ("direct",), podman=False),
         Option("cluster.mode", Value.CHOICE, ("mode",), choices=MODES, podman=False),
         Option("cluster.static", Value.TEXT, ("static",), podman=False),
-        Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=("wireguard",), podman=False),
+        Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=overlay.ENCRYPTIONS, podman=False),
         Option("cluster.port", Value.NUMBER, ("port",), least=1, most=65535, podman=False),
         Option("cluster.blockLength", Value.NUMBER, ("block-length",), least=8, most=30, podman=False),
     ),
@@ -129,8 +130,9 @@ class Overlay:
         guards = (BaseRules(), Elements(vni_elements(mark, network)), KnownPeers(mark, network.name, self.path))
         if not network.encryption:
             return guards
-        tunnels = identity.mark("wireguard", network.name)
-        return (*guards, WireGuardLinks(tunnels, network.name, self.path, network.vni))
+        kind = WireGuardLinks if network.encryption == overlay.WIREGUARD else Esp
+        own = identity.mark(network.encryption, network.name)
+        return (*guards, kind(own, network.name, self.path, network.vni))
 
     def _shared(self, network: OverlayNetwork, link: str, found: Result) -> tuple[Operation, ...]:
         """What the network has on this host beside the bridge."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
     from cni_plugin.ops.overlay_direct import DirectPeers
+    from cni_plugin.ops.overlay_esp import Esp
     from cni_plugin.ops.overlay_l2 import PortPublished, VxlanPort
     from cni_plugin.ops.overlay_tunnels import WireGuardLinks
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
@@ -44,6 +45,7 @@ _RARE = {
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     **dict.fromkeys(("KnownPeers", "OverlayRows", "VxlanLink"), "overlay"),
     "DirectPeers": "overlay_direct",
+    "Esp": "overlay_esp",
     **dict.fromkeys(("PortPublished", "VxlanPort"), "overlay_l2"),
     "WireGuardLinks": "overlay_tunnels",
     "LinkSetting": "tuning",
@@ -102,6 +104,7 @@ __all__ = [
     "DhcpLease",
     "DirectPeers",
     "Elements",
+    "Esp",
     "ForeignLease",
     "Forwarding6",
     "Gateways",

@@ -255,7 +255,8 @@ class OverlayRows(Operation):
 
 def vni_elements(mark: str, network: OverlayNetwork) -> tuple[Element, ...]:
     """The elements by which VXLAN packets of the network are known, and that they must be encrypted."""
-    names = (packets.OVERLAY_VNIS, packets.OVERLAY_ENCRYPTED_VNIS)[: 2 if network.encryption else 1]
+    every = packets.OVERLAY_VNIS, packets.OVERLAY_ENCRYPTED_VNIS, packets.OVERLAY_IPSEC_VNIS
+    names = every[: {"": 1, overlay.WIREGUARD: 2, overlay.IPSEC: 3}[network.encryption]]
     return tuple(Element(name, (network.port, network.vni), mark=mark) for name in names)
 
 

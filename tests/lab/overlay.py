@@ -15,11 +15,15 @@ from cni_plugin.service import overlay, shared
 from lab import namespaces
 from lab.calls import Answer, Weft
 from lab.host import Host
+from lab.snapshot import Snapshot, difference, take
 from weft import wireguard
 from weft.kernel.linux.kernel import LinuxKernel
 
 FOLDER = Path("/var/lib/weft/cluster")
 VNIS = {"a": 100, "b": 101}
+ESP_PORT = 20680
+"""The UDP port of networks with IPsec, which no other network has."""
+_HEADERS = {("", 4): 50, ("", 6): 70, ("wireguard", 4): 130, ("wireguard", 6): 150, ("ipsec", 4): 84, ("ipsec", 6): 104}
 Json = dict[str, Any]
 
 
@@ -44,22 +48,35 @@ class Member:
 class Cluster:
     """Hosts with overlay networks a (10.60.0.0/16) and b (10.61.0.0/16), each host with a /24 and a /64."""
 
-    def __init__(self, host: Host, count: int = 3, *, ipv6: bool = True, encrypted: tuple[str, ...] = ()) -> None:
-        self.host, self.weft, self.ipv6, self.encrypted = host, Weft(), ipv6, encrypted
+    def __init__(
+        self,
+        host: Host,
+        count: int = 3,
+        *,
+        ipv6: bool = True,
+        encrypted: tuple[str, ...] = (),
+        encryption: str = "wireguard",
+        underlay: str = "192.0.2.{}/24",
+    ) -> None:
+        self.host, self.weft, self.ipv6, self.encrypted, self.encryption = host, Weft(), ipv6, encrypted, encryption
         host.container("fab")
         lines = ["link set lo up", "link add f0 type bridge", "link set f0 up"]
         self.members: dict[int, Member] = {}
         for number in range(1, count + 1):
-            self.members[number] = Member(number, host.container(f"h{number}"), f"192.0.2.{number}")
+            self.members[number] = Member(
+                number, host.container(f"h{number}"), underlay.format(number).partition("/")[0]
+            )
         for number, member in self.members.items():
             lines.append(f"link add p{number} type veth peer name eth0 netns h{number}")
             lines.append(f"link set p{number} master f0 up")
             (FOLDER / member.name).mkdir(parents=True, exist_ok=True)
         self._ip("fab", lines)
+        self.mtu = inner_mtu(encryption if encrypted else "", 6 if ":" in underlay else 4)
+        nodad = " nodad" if ":" in underlay else ""
         for member in self.members.values():
             self._ip(
                 member.name,
-                ["link set lo up", f"address add {member.underlay}/24 dev eth0", "link set eth0 up"],
+                ["link set lo up", f"address add {underlay.format(member.number)} dev eth0{nodad}", "link set eth0 up"],
             )
         self.blocks: dict[str, dict[int, list[str]]] = {
             name: {number: self._blocks(name, number) for number in self.members} for name in VNIS
@@ -86,10 +103,10 @@ class Cluster:
             "vni": VNIS[name],
             "mac": f"02:77:00:00:{net}:{member.number:02x}",
             "underlay": member.underlay,
-            "mtu": 1370 if name in self.encrypted else 1450,
+            "mtu": self.mtu if name in self.encrypted else 1450,
             "subnets": [f"10.{net}.0.0/16", *([f"fd00:{net}::/48"] if self.ipv6 else [])],
             "blocks": self.blocks[name][member.number],
-            **({"encryption": "wireguard", "keys": self._keys(name, member)} if name in self.encrypted else {}),
+            **(self._encryption(name, member) if name in self.encrypted else {}),
             **member.networks.get(name, {}),
         }
 
@@ -114,6 +131,10 @@ class Cluster:
             }
             for number in range(20, 20 + self.absent)
         ]
+
+    def _encryption(self, name: str, member: Member) -> Json:
+        port = {"port": ESP_PORT} if self.encryption == "ipsec" else {}
+        return {"encryption": self.encryption, "keys": self._keys(name, member), **port}
 
     def _keys(self, name: str, member: Member) -> list[Json]:
         path = str(member.file(name))
@@ -171,8 +192,30 @@ class Cluster:
                     kernel.close()
         return found
 
+    def snapshots(self) -> dict[int, Snapshot]:
+        """The hosts' state before anything is attached, with forwarding as weft sets it."""
+        found = {}
+        for number, member in self.members.items():
+            self.run(number, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+            with namespaces.inside(member.path):
+                found[number] = take()
+        return found
+
+    def left(self, before: dict[int, Snapshot]) -> list[str]:
+        """What is not as it was."""
+        found = []
+        for number, member in self.members.items():
+            with namespaces.inside(member.path):
+                found += difference(before[number], take())
+        return found
+
     def run(self, member: int, *argv: str, check: bool = True) -> str:
         return str(self.host.inside(f"h{member}", *argv, check=check).stdout)
+
+
+def inner_mtu(encryption: str, version: int) -> int:
+    """The MTU of a network on an underlay of 1500 bytes."""
+    return 1500 - _HEADERS[encryption, version]
 
 
 def replace_file(path: Path, document: Json) -> None:

@@ -22,7 +22,6 @@ from lab.abilities import require
 from lab.host import Host
 from lab.overlay import VNIS, Cluster, address, replace_file
 from lab.services import Book, Greeters, instance, picks, run, virtual
-from lab.snapshot import difference, take
 from lab.waiting import BRIEFLY, until
 from weft import identity
 from weft.errors import StateDamaged
@@ -357,11 +356,7 @@ def test_outer_packets_are_not_tracked(cluster: Cluster) -> None:
 
 
 def test_nothing_is_left(cluster: Cluster) -> None:
-    before = {}
-    for number, member in cluster.members.items():
-        cluster.run(number, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        with namespaces.inside(member.path):
-            before[number] = take()
+    before = cluster.snapshots()
     for number in cluster.members:
         for network in VNIS:
             cluster.add(network, number, f"{network}{number}", ipMasq=True)
@@ -370,14 +365,7 @@ def test_nothing_is_left(cluster: Cluster) -> None:
             cluster.delete(network, number, f"{network}{number}")
             cluster.collect(network, number)
 
-    def left() -> list[str]:
-        found = []
-        for number, member in cluster.members.items():
-            with namespaces.inside(member.path):
-                found += difference(before[number], take())
-        return found
-
-    until(lambda: left() == [], 20)
+    until(lambda: cluster.left(before) == [], 20)
     for number in cluster.members:
         assert cluster.run(number, "ip", "nexthop") == ""
         assert "unreachable" not in cluster.run(number, "ip", "route") + cluster.run(number, "ip", "-6", "route")

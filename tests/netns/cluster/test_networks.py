@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from lab import namespaces
+from lab.abilities import require
 from lab.commands import run
 from lab.dns import ask, question, read, records
 from lab.etcd import KILL, Cluster
@@ -225,6 +229,33 @@ def test_a_host_that_was_cut_off_catches_up(hosts: Machines, blue: Blue) -> None
     assert hosts[1].ping("c1", late, _SOON)
     hosts[3].detach("blue", "alone")
     hosts[1].weft("network", "rm", "green")
+
+
+@pytest.mark.long
+def test_keys_of_an_encrypted_network_are_replaced(hosts: Machines, blue: Blue) -> None:
+    """By a command, on all hosts, while packets pass: none is lost."""
+    if shutil.which("wireguard-go") is None:
+        require("wireguard")
+    refused = hosts[1].weft("network", "replace-keys", "blue", check=False)
+    assert refused.code and "is not encrypted" in refused.stderr
+    hosts.create("secret", "-o", "encryption=wireguard")
+    at = {number: hosts[number].attach("secret", f"s{number}") for number in hosts.all}
+    for client, server in permutations(hosts.all, 2):
+        assert hosts[client].ping(f"s{client}", at[server]), (client, server)
+    argv = ("ip", "netns", "exec", "s1", "ping", "-n", "-i", "0.02", at[3])
+    process = hosts[1].start(*argv, stdout=subprocess.PIPE)
+    said = hosts[2].weft("network", "replace-keys", "secret").stdout
+    assert said.split()[-1] == "2"
+    until(lambda: not cluster_of(hosts[1], "secret")["Rotating"], _SOON, "new keys on all hosts")
+    process.send_signal(signal.SIGINT)
+    seen = {int(one) for one in re.findall(r"icmp_seq=(\d+)", process.communicate()[0].decode())}
+    assert seen == set(range(1, max(seen) + 1)) and len(seen) > 20
+    found = cluster_of(hosts[3], "secret")
+    assert (found["KeyGeneration"], found["Encryption"], found["LeftOut"]) == (2, "wireguard", {})
+    for number in hosts.all:
+        hosts[number].detach("secret", f"s{number}")
+    hosts[1].weft("network", "rm", "secret")
+    until(lambda: not any("wvw" in hosts[n].run("ip", "link").stdout for n in hosts.all), _SOON, "the end of the links")
 
 
 def test_everything_goes_with_the_network(hosts: Machines, blue: Blue, etcd: Cluster) -> None:

@@ -167,7 +167,42 @@ def test_keys_are_replaced_in_steps() -> None:
     assert found() == ((2,), 2, 2)
     assert tunnels.wanted(replace(blue, keys={})) == 0
     assert tunnels.lagging(blue, [says("h2", 2, 2, 1, 2), says("h3", 2, 2, 2)]) == ["h2"]
-    assert inner_mtu(blue, Host("h1", ip_address("192.0.2.1"), 1500), ()) == 1370
+
+
+@pytest.mark.parametrize(
+    ("encryption", "underlay", "mtu", "inner"),
+    [
+        ("", "192.0.2.1", 1500, 1450),
+        ("", "2001:db8::1", 1500, 1430),
+        ("wireguard", "192.0.2.1", 1500, 1370),
+        ("wireguard", "2001:db8::1", 1500, 1350),
+        ("wireguard", "192.0.2.1", 9000, 8870),
+        ("ipsec", "192.0.2.1", 1500, 1416),
+        ("ipsec", "192.0.2.1", 1503, 1416),
+        ("ipsec", "192.0.2.1", 1504, 1420),
+        ("ipsec", "2001:db8::1", 1500, 1396),
+    ],
+)
+def test_the_mtu_is_the_underlays_less_all_headers(encryption: str, underlay: str, mtu: int, inner: int) -> None:
+    blue = replace(network("blue", "10.60.0.0/16"), vni=100, keys={"encryption": encryption} if encryption else {})
+    assert inner_mtu(blue, Host("h1", ip_address(underlay), mtu), ()) == inner
+
+
+async def test_a_network_with_ipsec_has_a_port_of_its_own(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    ipsec, wireguard_keys = {"encryption": "ipsec"}, {"encryption": "wireguard"}
+    plain = await networks.create(store, network("plain", "10.60.0.0/16"))
+    tunnelled = await networks.create(store, replace(network("wg", "10.61.0.0/16"), keys=wireguard_keys))
+    made = [
+        await networks.create(store, replace(network(f"n{n}", f"10.{n}.0.0/16"), keys=ipsec)) for n in range(70, 74)
+    ]
+    ports = [*(tunnels.ports(plain) | tunnels.ports(tunnelled)), *(one.port for one in made)]
+    assert len(set(ports)) == len(ports)
+    taken = str(made[0].port)
+    for keys in ({}, wireguard_keys, ipsec):
+        with pytest.raises(InUse, match=f"port {taken} is that of network n70"):
+            await networks.create(store, replace(network("other", "10.80.0.0/16"), port=made[0].port, keys=keys))
+    await store.close()
 
 
 KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
