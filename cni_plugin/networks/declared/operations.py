@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cni_plugin.ops import Vlans
-from cni_plugin.ops.links import has_mark, no_vlan_filtering, nsenter
+from cni_plugin.ops.bridges import no_vlan_filtering
+from cni_plugin.ops.links import has_mark, nsenter
 from cni_plugin.ops.operation import Machine, Operation
 from discovery.consul.client import ApiClient, ApiError, api_path
 from weft.errors import Conflict, InUse, KernelLacks, Missing, NamespaceProblem, WeftError
