@@ -91,7 +91,7 @@ def test_prometheus_reads_them(host: Host, cni: Cni, prometheus: Path, agent: No
         def scraped() -> bool:
             try:
                 return bool(query("weft_attachments"))
-            except OSError:
+            except (OSError, AssertionError):  # it starts
                 return False
 
         until(scraped, 120.0, "the first scrape")
