@@ -61,11 +61,11 @@ def _put_port(found: Rows, mac: str, addresses: Iterable[Address], to: Address, 
 def actual(host: Namespace, network: OverlayNetwork, bridge: str, link: str) -> Rows:
     """What is there of it."""
     found: Rows = {}
-    gateways = {one.ip for one in network.gateways}
+    gateway = next((one.ip for one in network.gateways if one.version == 4), None)  # that of IPv6 is fe80::1
     with contextlib.suppress(Missing):
         for address in host.addresses(bridge):
             single = address.network.num_addresses == 1
-            if single and address.ip not in gateways and any(address.ip in one for one in network.subnets):
+            if single and address.ip != gateway and any(address.ip in one for one in network.subnets):
                 put(found, address)
         for neighbour in host.neighbours(bridge):
             if neighbour.permanent:
