@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
+from cni_plugin.cli import engine
 from cni_plugin.service.records import Phase
 from weft.kernel.interface import Element, KernelRoute
 from weft.kernel.linux.probe import Ability
@@ -239,3 +241,11 @@ def test_a_host_without_any_state_has_no_findings(run) -> None:
     assert run("doctor").code == 0
     assert len(run.good("ps").splitlines()) == 1
     assert run.good("check") == "no attachments\n"
+
+
+def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        monkeypatch.setattr(engine, "running", lambda: engine.Running(other.pid, "", 0.0, 0))
+        found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
+        other.kill()
+    assert found[f"the engine, process {other.pid}, runs another installation's code"] == "weft up --restart"
