@@ -182,7 +182,9 @@ def _free_vni(found: Range, wanted: Network) -> int:
 
 
 def _others(found: Range) -> list[Network]:
-    return [one for one in map(records.decode, found.entries) if isinstance(one, Network)]
+    """Nothing else is decoded: an invalid record of a host must not keep networks from being created."""
+    ours = (one for one in found.entries if one.key.startswith(f"{records.ROOT}network/"))
+    return [one for one in map(records.decode, ours) if isinstance(one, Network)]
 
 
 def _unchanged(found: Range) -> list[Compare]:
