@@ -31,7 +31,7 @@ BLOCK4, BLOCK6 = ip_network("10.60.2.0/24"), ip_network("fd00:60:0:2::/64")
 )
 def test_a_packed_row_is_equal_to_its_request(row: Row) -> None:
     if isinstance(row, FdbEntry):
-        request = fdb.own_row("vx0", INDEX, row, deleted=False)
+        request = fdb.any_row("vx0", INDEX, row, deleted=False)
     elif isinstance(row, Neighbour):
         request = neighbours.adding(row, INDEX, replace=True)
     elif isinstance(row, Nexthop):
