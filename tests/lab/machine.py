@@ -39,7 +39,7 @@ mkdir -p /run/netns /run/lock
 mount --bind /run/netns /run/netns
 mount --make-shared /run/netns
 for folder in /etc/cni /etc/containers /opt/cni /opt/containerd \\
-    /var/lib/cni /var/lib/weft /var/lib/containers /var/lib/containerd; do
+    /var/lib/cni /var/lib/weft /var/log/weft /var/lib/containers /var/lib/containerd; do
     mkdir -p $folder
     mount -t tmpfs -o mode=0755 tmpfs $folder
 done
