@@ -27,6 +27,7 @@ NAME, OLDER = "events.log", "events.log.1"
 MOST_BYTES = 8 << 20
 """Bytes of a file; then it becomes the older one."""
 JOURNAL = "/run/systemd/journal/socket"
+_TAIL_BYTES = 256 << 10
 _LONGEST = 500  # characters of a value
 _HOSTS = "/run/weft/"
 
@@ -144,6 +145,19 @@ def read(since: float = 0.0, netns: int = 0) -> Iterator[dict[str, object]]:
                 yield from _parsed(file, since, netns)
         except OSError:
             continue
+
+
+def tail(netns: int, most: int = 200) -> list[dict[str, object]]:
+    """The last events of a host, newest first, of the last 256 KiB that were written."""
+    found: list[dict[str, object]] = []
+    for name in (OLDER, NAME):
+        try:
+            with open(f"{FOLDER}/{name}", encoding="utf-8", errors="replace") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                found += _parsed(file, 0.0, netns)  # the first line may be cut: it is no JSON
+        except OSError:
+            continue
+    return found[-most:][::-1]
 
 
 def _parsed(lines: Iterator[str], since: float, netns: int) -> Iterator[dict[str, object]]:

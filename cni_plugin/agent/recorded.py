@@ -67,7 +67,7 @@ def summary(record: Record) -> AttachmentSummary:
         interface=record.attachment.interface,
         addresses=tuple(str(ip.address) for ip in record.result.ips),
         gateways=tuple(dict.fromkeys(str(ip.gateway) for ip in record.result.ips if ip.gateway)),
-        ports=published((*record.operations, *record.shared)),
+        ports=published(record.operations),
         internal=any(one.collection == INTERNAL_LINKS for one in elements),
         since=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + record.made,
     )

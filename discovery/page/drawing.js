@@ -5,7 +5,7 @@ import { count, filled, networkName, OWN, short } from "./model.js";
 import { drawn, endpoint, shape, STATUSES } from "./parts.js";
 
 const SIZES = [
-  { most: 36, width: 140, height: 42, gap: 8 },
+  { most: 36, width: 156, height: 42, gap: 8 },
   { most: 140, width: 116, height: 24, gap: 6 },
   { most: Infinity, width: 18, height: 18, gap: 4 },
 ];

@@ -57,6 +57,16 @@ const TABLES = {
       ["External access", (one) => (one.here ? (one.Internal ? "no, internal" : "yes") : "on other nodes"), "wide"],
     ],
   },
+  events: {
+    rows: (model) => model.events,
+    keep: (one, filters, matches) => matches([one.Text]) && (!filters.health || (filters.health === "critical" && one.Failed)),
+    kind: undefined, id: () => undefined,
+    columns: [
+      ["When", (one, model) => when(one.Time, model.data.Started)],
+      ["Event", (one) => [mark(one.Failed ? "critical" : "none"), ` ${one.Event}`]],
+      ["What", (one) => one.Text.slice(one.Event.length).trim() || "–"],
+    ],
+  },
   nodes: {
     rows: (model) => model.nodes,
     keep: (one, filters, matches) => matches([one.Name, one.Address]) && (!filters.health || one.Status === filters.health),

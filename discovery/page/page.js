@@ -6,9 +6,10 @@ import { filteredRows, MOST, table } from "./lists.js";
 import { buildModel, matcher, networkName, OWN } from "./model.js";
 import { code, element, mark, setClock, STATUSES, tick } from "./parts.js";
 
-const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes" };
+const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes", events: "Events" };
 const KINDS = ["service", "instance", "container", "network", "node"];
 const WAIT = "60s";
+const EVENTS_EVERY = 3000;
 const at = (id) => document.getElementById(id);
 
 let model = null;
@@ -18,6 +19,7 @@ let current = read();
 let opener = ""; // data-key of the element that opened the detail pane
 let stop = ""; // data-key of the map's item in the tab order
 let asked = null;
+let events = [];
 
 // View state
 
@@ -84,11 +86,12 @@ function begin() {
   const watching = new AbortController();
   watch("/v1/weft/overview", (data) => {
     setClock(data.Now);
-    model = buildModel(data);
+    model = { ...buildModel(data), events };
     setConnected(true);
     render();
   }, watching.signal, () => setConnected(false));
   ask();
+  list(watching.signal);
   const end = () => {
     if (!document.hidden) return;
     document.removeEventListener("visibilitychange", end);
@@ -97,6 +100,22 @@ function begin() {
     document.addEventListener("visibilitychange", begin, { once: true });
   };
   document.addEventListener("visibilitychange", end);
+}
+
+async function list(signal) {
+  // Events are read again and again, while they are looked at.
+  for (let shown = ""; !signal.aborted; await sleep(EVENTS_EVERY)) {
+    if (current.view !== "events") shown = "";
+    else try {
+      const response = await fetch("/v1/weft/events", { signal });
+      const text = response.ok ? await response.text() : "[]";
+      if (text === shown || !model) continue;
+      shown = text;
+      events = JSON.parse(text);
+      model.events = events;
+      render();
+    } catch { shown = ""; } // the agent is away, which the other loop says
+  }
 }
 
 function ask() {
@@ -138,7 +157,7 @@ function render() {
   put(at("place"), [`${data.Node} · ${data.Datacenter}`, element("span", { class: "faint" }, ` ${data.Version}`)]);
   views();
   const empty = !model.containers.length && !model.networks.length && !model.services.some((one) => one.name !== OWN);
-  if (empty && current.view !== "nodes") {
+  if (empty && !["nodes", "events"].includes(current.view)) {
     put(at("found"), []);
     put(at("main"), [welcome()]);
   } else if (current.view === "map") map(matches);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
@@ -13,6 +16,7 @@ from discovery.api.router import HttpResponse, Route
 from discovery.api.schemas import BOOLEAN, INTEGER, STRING, STRINGS, list_of, struct
 from discovery.json_schema import Schema
 from discovery.page.overview import Overview
+from weft import events
 
 TYPES: Mapping[str, str] = {
     "index.html": "text/html; charset=utf-8",
@@ -97,6 +101,9 @@ OVERVIEW = struct(
 )
 
 
+EVENTS = list_of(struct("PageEvent", Time=SECONDS, Event=STRING, Text=STRING, Failed=BOOLEAN))
+
+
 def routes(overview: Overview) -> tuple[Route, ...]:
     """The routes that ``ApiServer`` serves in addition, for the page at ``/ui/``."""
     return (
@@ -109,15 +116,38 @@ def routes(overview: Overview) -> tuple[Route, ...]:
             OVERVIEW,
             blocking=True,
         ),
+        Route("GET", "/v1/weft/events", "The last events of this host (not in Consul)", _events, response=EVENTS),
         Route("GET", "/ui/:file", "The web page", _file),
         Route("GET", "/", "To the web page", _redirect),
     )
 
 
-async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
+def _require_all(request: HttpRequest) -> None:
     for resource in ("node", "service"):
         if not request.acl.allows_all(resource):
             raise request.acl.denied(resource, "", Access.READ)
+
+
+async def _events(request: HttpRequest) -> HttpResponse:
+    """What ``weft events`` lists, newest first; not what the agent logs."""
+    _require_all(request)
+    netns = os.stat("/proc/self/ns/net").st_ino
+    found = [one for one in await asyncio.to_thread(events.tail, netns) if "message" not in one]
+    shown = [
+        {
+            "Time": one["time"],
+            "Event": str(one.get("event", "")),
+            "Text": events.sentence(one),
+            "Failed": "error" in one or one.get("status") == "critical",
+        }
+        for one in found
+    ]
+    body = json.dumps(shown).replace("<", "\\u003c").encode()
+    return HttpResponse(body, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+
+
+async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
+    _require_all(request)
     index, seconds = request.blocking_options()
     version, body = await overview.wait(index, seconds)
     headers = {"X-Consul-Index": str(version), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

@@ -264,6 +264,15 @@ def test_networks_and_published_ports_of_containers(host: Host, page: Page, tmp_
         await browser.until(shows("1 of 13 addresses of 10.71.0.1-10.71.0.14", "#detail"))
         await browser.click("document.querySelector('#detail [data-kind=container]')")
         await browser.until(shows("8080→80", "#detail"))
+        await browser.click("document.querySelector('[data-key=\"view events\"]')")
+        await browser.until(shows("weft-web/eth0 on blue: 10.71.0.2/28"))
+        await browser.picture(tmp_path / "events.png")
+        for words in (("web", "green", "--ifname", "eth1"), ("web", "blue"), ("db", "green")):
+            await asyncio.to_thread(host.run, weft, "detach", words[1], words[0], *words[2:])
+        await asyncio.to_thread(host.run, weft, "network", "rm", "blue", "green", "empty")
+        await browser.until(shows("6 events", "#found"))
+        await browser.click("document.querySelector('[data-key=\"view map\"]')")
+        await browser.until(shows("Nothing is registered yet"))
 
     page.look(look)
 

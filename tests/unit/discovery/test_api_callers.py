@@ -128,7 +128,7 @@ def test_every_endpoint_is_guarded(guarded: LabAgent) -> None:
     """Of all routes a user without rights changes nothing, and reads what this names."""
     catalog = re.compile(
         r"/v1/(agent/(self|members|metrics|version|services?|checks|health)|catalog/|health/|internal/ui|openapi.json"
-        r"|status/|coordinate/|weft/(overview|virtual)|query/:query/execute)|/(ui/.*)?$|/metrics$"
+        r"|status/|coordinate/|weft/(overview|events|virtual)|query/:query/execute)|/(ui/.*)?$|/metrics$"
     )
     refused = {route.path for route in disabled_routes(acls=False)}
     routes = [route for route in guarded.api.router.routes if route.path not in refused]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from discovery.page.pages import OVERVIEW, TYPES, routes
 from discovery.structs import Check, Node, Status
 from lab.agent import LabAgent, until
 from lab.services import NODE, Book, instance, virtual
+from weft import events
 
 FILES = Path(overview.__file__).parent
 
@@ -205,6 +207,27 @@ def test_the_document_matches_its_schema(agent: LabAgent) -> None:
     assert changed.index > reply.index and "web" not in [one["Name"] for one in changed.json_of_floats["Services"]]
     assert agent.get(f"/v1/weft/overview?index={changed.index}&wait=50ms").body == changed.body
     assert agent.get("/v1/weft/overview?index=x").status == 400
+
+
+def test_events_are_those_of_this_host(agent: LabAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "FOLDER", str(tmp_path))
+    own = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
+    assert agent.get("/v1/weft/events").json == []
+    events.record(own, "add", {"network": "<blue>", "container": "web", "interface": "eth0", "ms": 4.1})
+    events.record("/run/weft/1", "add", {"network": "blue", "container": "foreign", "interface": "eth0"})
+    events.record(own, "log", {"source": "agent", "level": "INFO", "message": "not an event"})
+    events.record(own, "del", {"network": "blue", "container": "web", "interface": "eth0", "error": "no"})
+    reply = agent.get("/v1/weft/events")
+    assert b"<" not in reply.body
+    assert [(one["Event"], one["Text"], one["Failed"]) for one in reply.json_of_floats] == [
+        ("del", "del web/eth0 on blue: no", True),
+        ("add", "add web/eth0 on <blue>: 4.1 ms", False),
+    ]
+    # Of a file of megabytes the end is read.
+    with (tmp_path / events.NAME).open("a") as file:
+        file.write('{"time": 1, "netns": 1}\n' * 40_000)
+    events.record(own, "gc", {"ms": 1.0})
+    assert [one["Event"] for one in agent.get("/v1/weft/events").json_of_floats] == ["gc"]
 
 
 def test_html_in_names_is_escaped_in_the_json(agent: LabAgent) -> None:
