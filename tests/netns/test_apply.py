@@ -13,6 +13,7 @@ from netns.test_bridge_vlan import filters
 
 from lab import dns, namespaces
 from lab.commands import Outcome, run
+from lab.confined import confined
 from lab.host import Host
 from lab.plugins import ROOT
 from lab.waiting import until
@@ -156,7 +157,10 @@ def test_a_switch_a_router_an_interface_and_a_service_that_is_called(host: Host,
     shutil.rmtree("/run/weft")
     for path in Path("/var/lib/cni/networks").rglob("10.*"):
         os.utime(path, (0, 0))  # older than the boot
-    weft("apply")
+    weft("up")  # as by weft-agent.service
+    by_unit = confined(ROOT / "conf/systemd/weft-apply.service", str(ROOT / "bin/weft"), "apply")
+    environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "LC_ALL": "C.UTF-8"}
+    run(*by_unit, environment=environment, timeout=120)
     host.container("c1")
     weft("attach", "shop", "c1")
     call_printer(host, weft)
