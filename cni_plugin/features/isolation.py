@@ -42,6 +42,8 @@ FEATURE = Feature(
 CLOSED, ROUTED, OPEN = "closed", "routed", "open"
 _WITHIN = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
 
+_FORWARDED = guard.CLOSED | guard.ROUTED | guard.INTERNAL
+
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
@@ -54,6 +56,8 @@ class Isolation:
     host: bool = True
     asked: bool = True
     direct: bool = False
+    routes: bool = True
+    """Whether this host routes for the network: else packets to its gateway, another machine, are bridged."""
 
     def plan(self, context: Context) -> Plan:
         result = context.result
@@ -68,7 +72,7 @@ class Isolation:
         shared = (passed_on(link, (ip.address.network for ip in result.ips), bridged=self.bridged),)
         bits = self._bits()
         if self.direct:  # peers' packets come in by the uplink, and only elements tell which they are
-            bits &= ~(guard.CLOSED | guard.ROUTED | guard.INTERNAL)
+            bits &= ~_FORWARDED
         bits |= guard.OVERLAY if (bits or self.direct) and tunnel else 0
         group = tuple(LinkGroup(one, bits) for one in (link, tunnel) if one and bits)
         if self.bridged:
@@ -80,6 +84,10 @@ class Isolation:
         bits = {CLOSED: guard.CLOSED, ROUTED: guard.ROUTED, OPEN: 0}[self.mode]
         bits |= guard.INTERNAL * self.internal | guard.NO_METADATA * (not self.metadata)
         bits |= guard.DNS_ONLY * (not self.host)
+        if not self.routes:
+            # With br_netfilter bridged packets are judged, too, and the guard, which compares no names of links,
+            # cannot tell one that is bridged to another machine from one that leaves the network.
+            bits &= ~_FORWARDED
         return bits | (0 if self.bridged or not bits else guard.PAIR)
 
     def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
@@ -130,5 +138,6 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     driver = modules.of_request(request)
     asked = any(key in keys for key in FEATURE.keys) or not driver.parent_key  # such a bridge is never foreign
     direct = own and keys.flag("direct")
-    found = Isolation(driver.bridged, mode, internal, metadata, host == "open", asked, direct)
+    routes = not driver.bridged or driver.clustered or keys.flag("isGateway") or keys.flag("isDefaultGateway")
+    found = Isolation(driver.bridged, mode, internal, metadata, host == "open", asked, direct, routes)
     return found if own or asked else None

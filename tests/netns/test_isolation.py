@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.dataplane import guard
 from lab import seen, tracing
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, ptp
 from lab.frames import link_local
 from lab.host import Host, Lan
 from lab.waiting import BRIEFLY
+from weft.kernel.nft.owned import OwnedTable
 
 OWN = {"bridge": {"type": "weft", "driver": "bridge"}, "ptp": {"type": "weft", "driver": "ptp"}}
 ROUTES = [DEFAULT4, DEFAULT6]
@@ -154,6 +156,40 @@ def test_siblings_reach_each_other_with_br_netfilter(host: Host, keys: dict[str,
         topology.add(name, network)
     assert topology.reaches("a", "b")
     assert topology.blocked("c", "a")
+
+
+@pytest.mark.parametrize("address", [True, False], ids=["host on the network", "host without an address"])
+def test_a_gateway_that_is_another_machine_with_br_netfilter(host: Host, *, address: bool) -> None:
+    """What is bridged to it does not leave the network, also by the rules that survive a flush."""
+    switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
+    if not switches:
+        pytest.skip("this kernel has no br_netfilter")
+    for switch in switches:
+        switch.write_text("1")
+    host.run("ip", "link", "add", "br-lan", "type", "bridge")
+    host.run("ip", "link", "set", "br-lan", "up")
+    if address:
+        host.run("ip", "address", "add", "192.0.2.1/24", "dev", "br-lan")
+    router = host.container("router")
+    host.run("ip", "link", "add", "to-router", "type", "veth", "peer", "name", "eth0", "netns", router)
+    host.run("ip", "link", "set", "to-router", "master", "br-lan", "up")
+    for words in ("address add 192.0.2.254/24 dev eth0", "address add 198.51.100.1/32 dev lo", "link set eth0 up"):
+        host.inside("router", "ip", *words.split())
+    ranges = {"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.50", "rangeEnd": "192.0.2.60", "gateway": "192.0.2.254"}
+    ipam = {"type": "host-local", "ranges": [[ranges]], "routes": [DEFAULT4]}
+    lan = {**OWN["bridge"], "cniVersion": "1.0.0", "name": "lan", "bridge": "br-lan", "isolation": "closed"}
+    weft = Weft()
+    for name in ("a", "b"):
+        weft.add({**lan, "ipam": ipam}, host.container(name), name)
+    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
+    try:
+        if not table.claim():
+            pytest.skip("this kernel has no owned tables that persist")
+        for target in ("198.51.100.1", "192.0.2.51"):
+            assert host.ping("a", target), target
+        assert host.ping("router", "192.0.2.50")
+    finally:
+        table.remove()
 
 
 def test_additional_address_opens_nothing(host: Host) -> None:
