@@ -16,6 +16,7 @@ from lab.commands import Outcome, run
 from lab.snapshot import Snapshot, difference, settled, take
 from lab.waiting import BRIEFLY, PATIENTLY
 
+_TRIES = 30
 STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
 CONFIGURATION = Path("/etc/weft/weft.toml")
 
@@ -67,10 +68,13 @@ class Host:
     @staticmethod
     def _forget_state() -> None:
         for folder in STATE_FOLDERS:
-            shutil.rmtree(folder, ignore_errors=True)
-            # Mount points are kept.
-            for rest in Path(folder).glob("*"):
-                raise AssertionError(f"{rest} cannot be removed between two tests")
+            # A daemon that was just killed may still have written; mount points are kept.
+            for _ in range(_TRIES):
+                shutil.rmtree(folder, ignore_errors=True)
+                if not (rest := [*Path(folder).glob("*")]):
+                    break
+                time.sleep(0.1)
+            assert not rest, f"{rest} cannot be removed between two tests"
         if CONFIGURATION.parent.is_mount():  # private
             CONFIGURATION.unlink(missing_ok=True)
 
