@@ -166,7 +166,9 @@ def build(
         if not settings.get(overlaps.KEY) or not requested.subnets:
             uses += pools.of_host(host) + pools.of_docker()
             uses += overlaps.of_virtual_ranges() if driver.routed else ()
-        uses = [use for use in uses if not use.link or use.link != own_link]
+        # With a VLAN the gateway's address is on a link of its own.
+        own_links = {own_link, f"{own_link}.{settings.get('vlan')}"} - {""}
+        uses = [use for use in uses if use.link not in own_links]
         subnets = _subnets(requested, uses, pools.OVERLAY if driver.clustered else pools.LOCAL)
     else:
         _refuse_addresses(requested, driver)
