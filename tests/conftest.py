@@ -69,12 +69,13 @@ def _is_sid(item: pytest.Item) -> bool:
 def _too_long(config: pytest.Config, item: pytest.Item) -> bool:
     """Whether a long test is left to ``bin/test long``."""
     which = config.getoption("--long")
-    mark = item.get_closest_marker("long")
+    marks = [*item.iter_markers("long")]
     parameters = getattr(item, "callspec", None)
-    if mark is None and parameters is not None and getattr(parameters.params.get("case"), "long", False):
-        mark = pytest.mark.long.mark
-    if which == "all" or mark is None:
+    if parameters is not None and getattr(parameters.params.get("case"), "long", False):
+        marks.append(pytest.mark.long.mark)
+    if which == "all" or not marks:
         return False
     if any("::" in argument and item.nodeid.startswith(argument.removeprefix("./")) for argument in config.args):
         return False
-    return which == "none" or not mark.kwargs.get("sampled", True) or not taken(item.nodeid, SHARE)
+    sampled = all(mark.kwargs.get("sampled", True) for mark in marks)
+    return which == "none" or not sampled or not taken(item.nodeid, SHARE)

@@ -76,6 +76,7 @@ def test_start_status_use_stop(host: Host, cni: Cni) -> None:
 
 def test_killed_engine_is_not_shown(host: Host) -> None:
     process = weft("start", "--json").json["pid"]
+    os.kill(process, signal.SIGSTOP)  # else it starts others
     for helper in engine.helpers(process):  # they would remove the socket
         os.kill(helper, signal.SIGKILL)
         until(lambda gone=helper: gone not in engine.helpers(process))
