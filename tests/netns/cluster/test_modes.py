@@ -188,7 +188,7 @@ def test_networks_are_isolated(hosts: Machines, flat: Flat) -> None:
         assert not hosts[number].ping(f"f{number}", beside, expected=False)
     assert not hosts[2].ping("b2", flat.four[1], expected=False)
     hosts[2].detach("beside", "b2")
-    hosts[2].weft("network", "rm", "beside")
+    until(lambda: not hosts[2].weft("network", "rm", "beside", check=False).code, 60, "the removal")
 
 
 def test_an_address_moves_with_its_mac_address(hosts: Machines, flat: Flat) -> None:
@@ -257,7 +257,7 @@ def test_direct_routes_let_nobody_else_in(hosts: Machines, near: Near) -> None:
     hosts[3].attach("stranger", "x3")
     assert not hosts[3].ping("x3", near.four[1], expected=False)
     hosts[3].detach("stranger", "x3")
-    hosts[3].weft("network", "rm", "stranger")
+    until(lambda: not hosts[3].weft("network", "rm", "stranger", check=False).code, 60, "the removal")
     # The peer itself is let in, also by its underlay address, which masquerading gives to other networks.
     assert hosts[3].run("ping", "-c1", "-W5", near.four[1], check=False).code == 0
     assert hosts[3].address in hosts[1].run("nft", "list", "set", "inet", "weft", "direct_peers4").stdout

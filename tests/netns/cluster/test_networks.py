@@ -75,7 +75,7 @@ def test_weft_gc_leaves_networks_without_containers(hosts: Machines) -> None:
     hosts[2].weft("gc")
     address = cluster_of(hosts[1], "idle")["Subnets"][0]
     assert address in hosts[2].run("ip", "route").stdout
-    hosts[1].weft("network", "rm", "idle")
+    until(lambda: not hosts[1].weft("network", "rm", "idle", check=False).code, 60, "the removal")
     until(lambda: all("idle" not in hosts[n].weft("network", "ls").stdout for n in hosts.all), _SOON, "the removal")
     until(lambda: address not in hosts[2].run("ip", "route").stdout, _SOON, "the removal of the routes")
     assert hosts[3].run("ls", "/etc/cni/net.d").stdout.split() == ["zz-blue.conflist"]
@@ -93,7 +93,7 @@ def test_a_host_that_uses_the_subnet_does_not_join(hosts: Machines, blue: Blue) 
     hosts[3].kill_agent()
     hosts[3].up()
     hosts.joined("red")
-    hosts[2].weft("network", "rm", "red")
+    until(lambda: not hosts[2].weft("network", "rm", "red", check=False).code, 60, "the removal")
 
 
 def cluster_problem(one: Machine, network: str, node: str) -> str:
@@ -168,7 +168,7 @@ def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
     for network, container in (("named", "p3"), ("plain", "p1"), ("plain", "p2")):
         hosts[2].add(network, container, "IgnoreUnknown=1", command="DEL")
         hosts[2].run("ip", "netns", "delete", container)
-    hosts[2].weft("network", "rm", "plain")
+    until(lambda: not hosts[2].weft("network", "rm", "plain", check=False).code, 60, "the removal")
     until(lambda: not hosts[1].weft("network", "rm", "named", check=False).code, _SOON, "the removal")
 
 
@@ -213,7 +213,7 @@ def test_containers_start_while_the_cluster_is_down(hosts: Machines, blue: Blue,
     created = time.monotonic()
     hosts.joined("late")
     print(f"created after {created - back:.1f} s, on all hosts {time.monotonic() - created:.2f} s later")
-    hosts[1].weft("network", "rm", "late")
+    until(lambda: not hosts[1].weft("network", "rm", "late", check=False).code, 60, "the removal")
     for number in new:
         hosts[number].detach("blue", f"new{number}")
 
@@ -228,7 +228,7 @@ def test_a_host_that_was_cut_off_catches_up(hosts: Machines, blue: Blue) -> None
     hosts.joined("green")
     assert hosts[1].ping("c1", late, _SOON)
     hosts[3].detach("blue", "alone")
-    hosts[1].weft("network", "rm", "green")
+    until(lambda: not hosts[1].weft("network", "rm", "green", check=False).code, 60, "the removal")
 
 
 @pytest.mark.long
@@ -254,7 +254,7 @@ def test_keys_of_an_encrypted_network_are_replaced(hosts: Machines, blue: Blue) 
     assert (found["KeyGeneration"], found["Encryption"], found["LeftOut"]) == (2, "wireguard", {})
     for number in hosts.all:
         hosts[number].detach("secret", f"s{number}")
-    hosts[1].weft("network", "rm", "secret")
+    until(lambda: not hosts[1].weft("network", "rm", "secret", check=False).code, _SOON, "the removal")
     until(lambda: not any("wvw" in hosts[n].run("ip", "link").stdout for n in hosts.all), _SOON, "the end of the links")
 
 
