@@ -292,7 +292,7 @@ def test_keys_are_replaced_without_loss(cluster: Cluster) -> None:
     found = _joined(cluster)
     to = address(found[2])
     assert cluster.host.ping("a1", to)
-    process = cluster.host.start("ping", "-n", "-i", "0.02", to, name="a1")
+    process = cluster.host.start("ping", "-n", "-i", "0.005", to, name="a1")
     for keys, sending in (([1, 2], 1), ([1, 2], 2), ([2], 2), ([2, 3], 2), ([2, 3], 3), ([3], 3)):
         for number in (1, 2):
             cluster.members[number].generations = list(keys)
