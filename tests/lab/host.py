@@ -18,6 +18,10 @@ from lab.waiting import BRIEFLY, PATIENTLY
 
 _TRIES = 30
 STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
+PRIVATE_FOLDERS = ("/etc/cni/net.d", "/var/log/weft")
+"""Removed only below a mount of their own: the machine's are not a test's. A later host may have the inode
+of an earlier one, and would list its events.
+"""
 CONFIGURATION = Path("/etc/weft/weft.toml")
 
 
@@ -67,7 +71,8 @@ class Host:
 
     @staticmethod
     def _forget_state() -> None:
-        for folder in STATE_FOLDERS:
+        private = [one for one in PRIVATE_FOLDERS if any(Path(each).is_mount() for each in (one, Path(one).parent))]
+        for folder in (*STATE_FOLDERS, *private):
             # A daemon that was just killed may still have written; mount points are kept.
             for _ in range(_TRIES):
                 shutil.rmtree(folder, ignore_errors=True)
