@@ -277,8 +277,8 @@ def test_networks_and_published_ports_of_containers(host: Host, page: Page, tmp_
             await asyncio.to_thread(host.run, weft, "detach", words[1], words[0], *words[2:])
         await asyncio.to_thread(host.run, weft, "network", "rm", "blue", "green", "empty")
         for verb in ("add", "del"):
-            for words in ("weft-web/eth1 on green", "weft-web/eth0 on blue", "weft-db/eth0 on green"):
-                await browser.until(event(verb, words))
+            for where in ("weft-web/eth1 on green", "weft-web/eth0 on blue", "weft-db/eth0 on green"):
+                await browser.until(event(verb, where))
         await browser.click("document.querySelector('[data-key=\"view map\"]')")
         await browser.until(shows("Nothing is registered yet"))
 
