@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import click
 
 from cni_plugin.cli.listing import answer
-from cni_plugin.cli.options import attachment_options, common, container_of, namespace_path, runtime_config, target
+from cni_plugin.cli.options import attachment_options, common, namespace_path, runtime_config, target
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.ports import shown
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.chain import Chain, RuntimeConfig, Step, Target
 from cni_plugin.networks.conflists import implemented
+from cni_plugin.networks.owners import container_of
 from cni_plugin.ops import PoolLease
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_interface
 from typing import TypeVar
@@ -12,6 +11,7 @@ import click
 from cni_plugin.cli.ports import mappings
 from cni_plugin.cli.tool import Tool
 from cni_plugin.networks.chain import RuntimeConfig, Target
+from cni_plugin.networks.owners import container_of
 from cni_plugin.service.verbs import Service
 from weft import identity
 from weft.errors import BadOption, NamespaceProblem
@@ -19,7 +19,6 @@ from weft.errors import BadOption, NamespaceProblem
 Command = TypeVar("Command", bound=Callable[..., object])
 
 NETNS_FOLDER = "/run/netns"
-_PROC = re.compile(r"/proc/(\d+)/ns/net")
 
 
 def _choose_folder(context: click.Context, _: click.Parameter, value: str | None) -> None:
@@ -90,13 +89,6 @@ def namespace_path(service: Service, netns: str) -> str:
         f"no network namespace at {' or '.join(paths)}",
         hint="specify a name of ip netns list, a path, or the id of a process in the namespace",
     )
-
-
-def container_of(netns: str) -> str:
-    """The container id for a namespace that no runtime has created."""
-    found = _PROC.fullmatch(netns)
-    text = found.group(1) if found else netns.rstrip("/").rpartition("/")[2]
-    return "weft-" + re.sub(r"[^a-zA-Z0-9_.\-]", "-", text)
 
 
 def runtime_config(

@@ -29,6 +29,7 @@ CONTAINERD_TASKS = "/run/containerd/io.containerd.runtime.v2.task/*"
 _CONTAINERD_NAMESPACES = ("default", "k8s.io", "moby", "buildkit")
 """Those that are usual, for containers that have ended."""
 _BY_HAND = "weft-"
+_PROC = re.compile(r"/proc/(\d+)/ns/net")
 _SHORT, _LONG = 12, 13
 _IS_HEX = re.compile("[0-9a-f]+").fullmatch
 _MOST_BYTES = 64 << 20
@@ -49,6 +50,13 @@ class OwnerName:
 
 Source = Callable[[frozenset[str]], Iterator[tuple[str, OwnerName]]]
 """Gives names to some of the ids of containers."""
+
+
+def container_of(netns: str) -> str:
+    """The container id for a namespace that no runtime has created, of its name, path or process id."""
+    found = _PROC.fullmatch(netns)
+    text = found.group(1) if found else netns.rstrip("/").rpartition("/")[2]
+    return _BY_HAND + re.sub(r"[^a-zA-Z0-9_.\-]", "-", text)
 
 
 def by_hand(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:

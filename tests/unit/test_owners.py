@@ -68,3 +68,16 @@ def test_a_damaged_file_has_no_names(folder: Path, text: str) -> None:
 def test_long_ids_alone_are_cut() -> None:
     assert owners.short("weft-a-long-name-of-a-namespace-1234", None) == "weft-a-long-name-of-a-namespace-1234"
     assert owners.short("default-web", OwnerName("web")) == "default-web"
+
+
+@pytest.mark.parametrize(
+    ("netns", "container"),
+    [
+        ("c1", "weft-c1"),
+        ("/run/netns/c1", "weft-c1"),
+        ("/proc/4711/ns/net", "weft-4711"),
+        ("a b/", "weft-a-b"),
+    ],
+)
+def test_a_namespace_without_a_runtime_gives_the_container_its_name(netns: str, container: str) -> None:
+    assert owners.container_of(netns) == container

@@ -149,9 +149,9 @@ class Attached(Declared):
 
     def endpoint(self) -> Endpoint | None:
         """The attachment, if there is one."""
-        key = self.network.name, self.target.container, self.target.interface
-        found = attachments.endpoints(self.service)
-        return next((one for one in found if (one.network, one.container, one.interface) == key), None)
+        key = self.network.name, self.target.interface
+        found = attachments.endpoints_of(self.service, self.target.container)
+        return next((one for one in found if (one.network, one.interface) == key), None)
 
     def apply(self, machine: Machine) -> bool:
         left = self.endpoint()

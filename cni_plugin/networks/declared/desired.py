@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from cni_plugin.networks.declared.operations import (
     Within,
     masqueraded,
 )
+from cni_plugin.networks.owners import container_of
 from cni_plugin.ops import Setting
 from cni_plugin.ops.operation import Machine
 from cni_plugin.service import executor
@@ -300,11 +300,6 @@ def _on_switch(one: Interface, switch: Switch) -> Json:
         addresses = [{"address": str(each)} for each in one.addresses]
         plugin["ipam"] = {"type": "static", "addresses": addresses, "routes": [_route(hop) for hop in one.routes]}
     return {"cniVersion": creating.VERSION, "name": switch.name, "plugins": [plugin]}
-
-
-def container_of(netns: str) -> str:
-    """The container id for a namespace that no runtime has created, as ``weft attach`` names it."""
-    return "weft-" + re.sub(r"[^a-zA-Z0-9_.\-]", "-", netns.rstrip("/").rpartition("/")[2])
 
 
 def empty() -> Document:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cni_plugin.ops import Vlans
 from cni_plugin.ops.bridges import no_vlan_filtering
@@ -307,9 +307,7 @@ class Within(Declared):
 
     def _do(self, machine: Machine, work: Callable[[Machine], bool | str | None]) -> bool | str | None:
         with contextlib.closing(self.kernel.open(self.path)) as container:
-            return work(
-                Machine(machine.host, container, machine.rules, machine.leases, machine.delegate, machine.sibling_marks)
-            )
+            return work(replace(machine, container=container))
 
     def apply(self, machine: Machine) -> bool:
         return bool(self._do(machine, self.made.apply))
