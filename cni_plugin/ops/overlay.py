@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cni_plugin.dataplane import packets
 from cni_plugin.ops import overlay_l2
@@ -76,8 +77,7 @@ class VxlanLink(Operation):
 
     def _lacks(self, link: Link, found: OverlayNetwork) -> dict[str, int | str]:
         """The options that differ, with the values that they should have."""
-        wanted = _options(found)
-        other = "vxlan_local" if found.vtep.version == 6 else "vxlan_local6"
+        wanted, other = _options(found), "vxlan_local" if found.vtep.version == 6 else "vxlan_local6"
         differing = {key: value for key, value in wanted.items() if str(link.options.get(key, value)) != str(value)}
         lost = {key: value for key, value in wanted.items() if key in _CHANGEABLE and key not in link.options}
         family = {"vxlan_id": found.vni} if other in link.options else {}
@@ -285,39 +285,42 @@ def _stamp(path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPeers(Operation):
-    """The peers from which VXLAN packets with the network's VNI are accepted, as elements of a set.
+class PeerElements(Operation):
+    """The elements of a network's peers: those with its mark are to be what ``wanted`` returns."""
 
-    *Equivalent to:* ``nft add element inet weft overlay_peers4 { ADDRESS . PORT . VNI }`` for each.
-    """
+    SETS: ClassVar[tuple[str, ...]] = ()
+    SHOWN: ClassVar[int] = 0
+    """The part of an element's key that identifies the peer in a message."""
 
     mark: str
     network: str
     path: str
 
+    def wanted(self, machine: Machine, network: OverlayNetwork, peers: tuple[Peer, ...]) -> set[Element]:
+        """The elements of these peers."""
+        raise NotImplementedError
+
     def _differing(self, machine: Machine) -> tuple[list[Element], list[Element]]:
         """The elements that are missing, and those that should not be."""
         found = overlay.read_network(self.path, self.network)
         peers = peers_of(found, self.path)
-        there = set(self._there(machine))
         if peers is None:
             return [], []
-        name = _PEERS[found.vtep.version]
-        wanted = {Element(name, (found.vtep_of(peer), found.port, found.vni), mark=self.mark) for peer in peers}
+        there, wanted = set(self._there(machine)), self.wanted(machine, found, peers)
         return [*(wanted - there)], [*(there - wanted)]
 
     def _there(self, machine: Machine) -> Iterator[Element]:
         rules = machine.rules()
-        for name in _PEERS.values():
+        for name in self.SETS:
             with contextlib.suppress(Missing):
                 yield from (one for one in rules.elements(name) if one.mark == self.mark)
 
     def apply(self, machine: Machine) -> bool:
         missing, stray = self._differing(machine)
+        if stray:  # first: intervals of one set must not overlap
+            machine.rules().delete(stray)
         if missing:
             machine.rules().add(missing)
-        if stray:
-            machine.rules().delete(stray)
         return bool(missing or stray)
 
     def undo(self, machine: Machine) -> None:
@@ -327,14 +330,30 @@ class KnownPeers(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         missing, stray = self._differing(machine)
         if missing:
-            return f"nftables lacks {missing[0].key[0]} in {missing[0].collection}"
-        return f"nftables has {stray[0].key[0]} in {stray[0].collection}, which is no peer" if stray else None
+            return f"nftables lacks {missing[0].key[self.SHOWN]} in {missing[0].collection}"
+        return (
+            f"nftables has {stray[0].key[self.SHOWN]} in {stray[0].collection}, which is no peer's" if stray else None
+        )
 
     def is_missing(self, machine: Machine) -> bool:
         return False  # OverlayRows, which is applied after it, tells whether the files have changed
 
     def restore(self, machine: Machine) -> bool:
         return reapply(self, machine)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeers(PeerElements):
+    """The peers from which VXLAN packets with the network's VNI are accepted, as elements of a set.
+
+    *Equivalent to:* ``nft add element inet weft overlay_peers4 { ADDRESS . PORT . VNI }`` for each.
+    """
+
+    SETS: ClassVar[tuple[str, ...]] = tuple(_PEERS.values())
+
+    def wanted(self, machine: Machine, network: OverlayNetwork, peers: tuple[Peer, ...]) -> set[Element]:
+        name = _PEERS[network.vtep.version]
+        return {Element(name, (network.vtep_of(peer), network.port, network.vni), mark=self.mark) for peer in peers}
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         found = overlay.read_network(self.path, self.network)
@@ -344,3 +363,37 @@ class KnownPeers(Operation):
             f'comment "{self.mark}" }}\''
             for peer in peers_of(found, self.path) or ()
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption(Operation):
+    """What encrypts a network's VXLAN packets, in force before the VXLAN link: ``repairs`` does all of it.
+
+    ``mark`` is that of this kind of encryption and the network.
+    """
+
+    mark: str
+    network: str
+    path: str
+    vni: int
+
+    @property
+    def marks(self) -> frozenset[str]:
+        return frozenset({self.mark})
+
+    def repairs(self, host: Namespace, *, only_tell: bool = False) -> Iterator[str]:
+        """What differs from the files, in sentences, and each is repaired as it is told, unless ``only_tell``."""
+        raise NotImplementedError
+
+    def apply(self, machine: Machine) -> bool:
+        return bool(list(self.repairs(machine.host)))
+
+    def mismatch(self, machine: Machine) -> str | None:
+        return next(self.repairs(machine.host, only_tell=True), None)
+
+    def is_missing(self, machine: Machine) -> bool:
+        vxlan = identity.overlay_vxlan(identity.overlay_bridge(self.network))
+        return not applied(machine, vxlan, identity.mark("overlay", self.network), self.path)
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)

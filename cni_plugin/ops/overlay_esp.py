@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cni_plugin.ops.operation import Machine, Operation, reapply
-from cni_plugin.ops.overlay import applied, peers_of
-from weft import esp, identity, overlay, wireguard
+from cni_plugin.ops.operation import Machine
+from cni_plugin.ops.overlay import Encryption, peers_of
+from weft import esp, overlay, wireguard
 from weft.errors import Exists, KernelLacks
 from weft.kernel.interface import EspPolicy, EspRow, EspState, Namespace
 from weft.overlay import OverlayNetwork, Peer
@@ -24,34 +24,12 @@ _NONE = (esp.NO_STATE, esp.NO_STATE)
 
 
 @dataclass(frozen=True, slots=True)
-class Esp(Operation):
+class Esp(Encryption):
     """The IPsec states and policies of an encrypted overlay network.
 
     This host sends with the state of one generation, and receives with any. *Equivalent to:* ``ip xfrm state
     add``, ``ip xfrm policy update``. Raises Busy without a private key, KernelLacks without ESP.
     """
-
-    mark: str
-    network: str
-    path: str
-    vni: int
-
-    @property
-    def marks(self) -> frozenset[str]:
-        return frozenset({self.mark})
-
-    def apply(self, machine: Machine) -> bool:
-        return bool(list(self._repairs(machine.host)))
-
-    def mismatch(self, machine: Machine) -> str | None:
-        return next(self._repairs(machine.host, only_tell=True), None)
-
-    def is_missing(self, machine: Machine) -> bool:
-        vxlan = identity.overlay_vxlan(identity.overlay_bridge(self.network))
-        return not applied(machine, vxlan, identity.mark("overlay", self.network), self.path)
-
-    def restore(self, machine: Machine) -> bool:
-        return reapply(self, machine)
 
     def undo(self, machine: Machine) -> None:
         try:
@@ -81,8 +59,7 @@ class Esp(Operation):
     def _reqid(self) -> int:
         return esp.REQIDS | self.vni
 
-    def _repairs(self, host: Namespace, *, only_tell: bool = False) -> Iterator[str]:
-        """What differs from the files, in sentences, and each is repaired as it is told."""
+    def repairs(self, host: Namespace, *, only_tell: bool = False) -> Iterator[str]:
         found = overlay.read_network(self.path, self.network)
         peers = peers_of(found, self.path)
         if peers is None:

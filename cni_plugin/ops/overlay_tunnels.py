@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Interface, IPv6Network
 
 from cni_plugin.ops.links import has_mark
-from cni_plugin.ops.operation import Machine, Operation, reapply
-from cni_plugin.ops.overlay import applied, peers_of
+from cni_plugin.ops.operation import Machine
+from cni_plugin.ops.overlay import Encryption, peers_of
 from weft import identity, overlay, wireguard
 from weft.errors import Conflict, Exists, Missing
 from weft.identity import ROUTE_PROTOCOL as _PROTOCOL
@@ -35,7 +35,7 @@ def link_name(network: OverlayNetwork, key: TunnelKey) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class WireGuardLinks(Operation):
+class WireGuardLinks(Encryption):
     """The WireGuard links of an encrypted overlay network, with peers, their addresses and routes.
 
     Peers' routes lead to the link of the generation that this host sends with; what comes in by any of
@@ -43,31 +43,9 @@ class WireGuardLinks(Operation):
     ``ip route replace PEER/128 dev NAME``. Raises Busy without a key, KernelLacks without WireGuard.
     """
 
-    mark: str
-    network: str
-    path: str
-    vni: int
-
-    @property
-    def marks(self) -> frozenset[str]:
-        return frozenset({self.mark})
-
     @property
     def _alias(self) -> str:
         return identity.alias(self.mark, f"overlay {self.network}")
-
-    def apply(self, machine: Machine) -> bool:
-        return bool(list(self._repairs(machine.host)))
-
-    def mismatch(self, machine: Machine) -> str | None:
-        return next(self._repairs(machine.host, only_tell=True), None)
-
-    def is_missing(self, machine: Machine) -> bool:
-        vxlan = identity.overlay_vxlan(identity.overlay_bridge(self.network))
-        return not applied(machine, vxlan, identity.mark("overlay", self.network), self.path)
-
-    def restore(self, machine: Machine) -> bool:
-        return reapply(self, machine)
 
     def undo(self, machine: Machine) -> None:
         host = machine.host
@@ -103,8 +81,7 @@ class WireGuardLinks(Operation):
     def _links(self, host: Namespace) -> list[Link]:
         return [one for one in host.links() if one.name.startswith(_PREFIX) and has_mark(one, self._alias)]
 
-    def _repairs(self, host: Namespace, *, only_tell: bool = False) -> Iterator[str]:
-        """What differs from the files, in sentences, and each is repaired as it is told."""
+    def repairs(self, host: Namespace, *, only_tell: bool = False) -> Iterator[str]:
         found = overlay.read_network(self.path, self.network)
         listed = peers_of(found, self.path)
         unreachable = _unreachable(self.vni)
