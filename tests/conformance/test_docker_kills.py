@@ -93,9 +93,22 @@ def agreed(machine: Docked) -> bool:
 
 
 def compare(machine: Docked) -> None:
-    until(lambda: agreed(machine), AGREED, f"agreement: {machine.endpoints()}, {machine.log()}")
+    until(lambda: agreed(machine), AGREED, lambda: f"agreement: {machine.endpoints()}, {machine.log()}")
     assert doubles(machine) == []
-    until(lambda: not machine.endpoints()[0] or machine.problems() == [], AGREED, "attachments as they should be")
+    until(lambda: whole(machine), AGREED, lambda: f"attachments as they should be: {state(machine)}")
+
+
+def whole(machine: Docked) -> bool:
+    """Whether nothing lacks what it should have, if there is an attachment at all."""
+    return not machine.endpoints()[0] or machine.problems() == []
+
+
+def state(machine: Docked) -> str:
+    """What is wrong, and everything that tells why."""
+    asked = (("check",), ("ps", "-a"), ("events",))
+    said = [machine.weft(*argv).stdout for argv in asked]
+    containers = machine.ask("ps", "-a", "--no-trunc")
+    return "\n".join([*said, containers, str(machine.endpoints()), machine.log()])
 
 
 def quiet(machine: Docked) -> None:

@@ -17,9 +17,12 @@ BRIEFLY = 0.4
 """
 
 
-def until(condition: Callable[[], object], seconds: float = PATIENTLY, what: str = "it") -> None:
-    """Wait for a condition; raises AssertionError if it does not become true in time."""
+def until(condition: Callable[[], object], seconds: float = PATIENTLY, what: str | Callable[[], str] = "it") -> None:
+    """Wait for a condition; raises AssertionError if it does not become true in time. ``what`` is asked
+    for only then, if it is a function.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come to pass in {seconds} s"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what if isinstance(what, str) else what()} did not come to pass in {seconds} s")
         time.sleep(0.02)
