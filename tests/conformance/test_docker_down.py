@@ -49,14 +49,14 @@ def test_what_docker_removes_meanwhile(machine: Docked) -> None:
         list(pool.map(lambda argv: machine.ask(*argv), removals))
     assert machine.page("outside", "192.0.2.1:8080")  # what runs needs no driver
     machine.drive()
-    until(lambda: agreed(machine), AGREED, f"agreement {machine.endpoints()}")
+    until(lambda: agreed(machine), AGREED, lambda: f"agreement {machine.endpoints()}")
     assert not machine.page("outside", "192.0.2.1:8081", expected=False)
     until(lambda: len(machine.files("/var/lib/weft/docker/pools")) == 1, AGREED, "the release of the pool")
     assert len(links - set(machine.links())) >= 2  # the bridges
     machine.ask(*OWN, "10.97.0.0/24", "own")
     assert machine.serve("again", "--net=stays", "-p", "8081:80") == "10.96.0.4"
     assert machine.page("outside", "192.0.2.1:8081")
-    until(lambda: machine.problems() == [], AGREED, f"{machine.problems()} {machine.log()}")
+    until(lambda: machine.problems() == [], AGREED, lambda: f"{machine.problems()} {machine.log()}")
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "booted"])
@@ -76,10 +76,10 @@ def test_docker_starts_before_the_driver(machine: Docked, how: str) -> None:
     machine.drive()
     machine.docker_answers(120)
     until(lambda: machine.inspect("always")["State"]["Running"], AGREED, "the container with a restart policy")
-    until(lambda: agreed(machine), AGREED, f"agreement {machine.endpoints()} {machine.log()}")
+    until(lambda: agreed(machine), AGREED, lambda: f"agreement {machine.endpoints()} {machine.log()}")
     assert machine.page("outside", "192.0.2.1:8080")
     assert not machine.page("outside", "192.0.2.1:8081", expected=False)
     machine.ask("start", "once")
     assert machine.page("outside", "192.0.2.1:8081")
     assert machine.resolves("once", "web.service.consul")
-    until(lambda: agreed(machine) and machine.problems() == [], AGREED, f"{machine.problems()}")
+    until(lambda: agreed(machine) and machine.problems() == [], AGREED, lambda: f"{machine.problems()}")

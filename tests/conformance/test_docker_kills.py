@@ -145,6 +145,6 @@ def test_kills(machine: Docked) -> None:
         machine.ask("rm", "-f", *names)
     for name in machine.ask("network", "ls", "-q", "--filter", "driver=weft").split():
         machine.ask("network", "rm", name)
-    until(lambda: machine.left() == [], AGREED, f"{machine.left()}")
+    until(lambda: machine.left() == [], AGREED, lambda: f"{machine.left()}")
     leases = json.loads(machine.weft("ps", "--json").stdout or "[]")
     assert leases == []

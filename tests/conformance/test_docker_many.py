@@ -54,7 +54,7 @@ def test_containers_started_and_removed_sixteen_at_once(machine: Docked) -> None
         assert len(set(ports)) == len(ports) == (CONTAINERS + 3) // 4 + (CONTAINERS + 2) // 4
         for number in (0, CONTAINERS // 2 // 4 * 4, (CONTAINERS - 1) // 4 * 4):
             assert machine.page("outside", f"192.0.2.1:{20000 + number}")
-        until(lambda: machine.problems() == [], PATIENTLY, f"{machine.problems()[:5]}")
+        until(lambda: machine.problems() == [], PATIENTLY, lambda: f"{machine.problems()[:5]}")
         list(pool.map(remove, range(CONTAINERS)))
     kept, there = machine.endpoints()
     assert there == set()
