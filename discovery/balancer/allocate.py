@@ -228,12 +228,7 @@ def host_networks() -> list[Network]:
 
     kernel = LinuxKernel()
     try:
-        host = kernel.host
-        return [
-            ip_network(ip_interface(str(address)).network)
-            for link in host.links()
-            if link.name != LINK
-            for address in host.addresses(link.name)
-        ]
+        found = kernel.host.all_addresses()
+        return [ip_network(ip_interface(str(address)).network) for link, address in found if link != LINK]
     finally:
         kernel.close()

@@ -55,16 +55,13 @@ class ConnectionDrainer:
             if frontend.protocol == "tcp" and len(self._draining) < MAX_DRAINING:
                 self._draining[(frontend, backend)] = DrainingBackend(frontend, backend, deadline)
 
-    def flush_stale_udp(self, frontend: Frontend, serving: Collection[Backend]) -> int:
-        """Flush UDP flows to backends that no longer serve; returns their number."""
-        serving_addresses = {(backend.address, backend.port) for backend in serving}
-        stale = [
-            flow
-            for flow in self._flows([frontend])[frontend]
-            if (flow.reply_source, flow.reply_port) not in serving_addresses
-        ]
-        self._forget(stale)
-        return len(stale)
+    def flush_stale_udp(
+        self, frontends: Collection[Frontend], serving: Callable[[Frontend], Collection[Backend]]
+    ) -> None:
+        """Flush UDP flows of these frontends to backends that no longer serve them."""
+        for frontend, flows in self._flows(frontends).items():
+            addresses = {(backend.address, backend.port) for backend in serving(frontend)}
+            self._forget(flow for flow in flows if (flow.reply_source, flow.reply_port) not in addresses)
 
     def poll(
         self,

@@ -52,6 +52,8 @@ class Proxier:
         self._hairpin_enabled: set[Address] = set()
         self._hairpin_retries: dict[Address, int] = {}
         self._blocked: dict[str, tuple[Frontend, ...]] = {}
+        self._written: list[ElementChange] = []
+        """Changes whose connections have not been looked for yet."""
 
     # Called from any thread
 
@@ -134,7 +136,8 @@ class Proxier:
             changed.removed[frontend] = frozenset(self._program.tables.pop(frontend).slots)
         wanted = self._program.elements()
         count = self._ensure_table().make(wanted, kernel) if wanted or kernel else 0
-        self._drain_connections(changed)
+        self._written.append(changed)
+        self._drain_connections()
         self._enable_hairpin(*self._program.services.values())
         return count
 
@@ -151,20 +154,26 @@ class Proxier:
                 changed.removed[frontend] = gone
 
     def apply(self, snapshots: Sequence[ServiceSnapshot]) -> Problems:
-        """Sync services, one transaction each; returns their problems."""
+        """Sync services, one transaction each; returns their problems.
+
+        Connections are looked for once all are written: that takes longer than to write a service.
+        """
         problems: Problems = {}
-        for name, found, virtuals in snapshots:
-            service = desired.virtual_service(name, found, virtuals, self._config)
-            if service is None and name not in self._program.services:
-                problems[name] = ()
-                continue
-            try:
-                problems[name] = self._sync_service(name, service)
-            except WeftError:
-                raise
-            except Exception as error:  # a bug in one service must not stop the others
-                log.exception("syncing service %s failed", name)
-                problems[name] = (f"sync failed: {error!r}",)
+        try:
+            for name, found, virtuals in snapshots:
+                service = desired.virtual_service(name, found, virtuals, self._config)
+                if service is None and name not in self._program.services:
+                    problems[name] = ()
+                    continue
+                try:
+                    problems[name] = self._sync_service(name, service)
+                except WeftError:
+                    raise
+                except Exception as error:  # a bug in one service must not stop the others
+                    log.exception("syncing service %s failed", name)
+                    problems[name] = (f"sync failed: {error!r}",)
+        finally:
+            self._drain_connections()
         return problems
 
     def _sync_service(
@@ -181,8 +190,8 @@ class Proxier:
             self.resync()
         else:
             self._program.commit(name, service, tables)
+        self._written.append(change)
         self._set_blocked(name, (*taken, *busy))
-        self._drain_connections(change)
         self._enable_hairpin(*([service] if service else ()))
         return (
             *(service.problems if service else ()),
@@ -213,15 +222,16 @@ class Proxier:
         else:
             self._blocked.pop(name, None)
 
-    def _drain_connections(self, change: ElementChange) -> None:
-        """Drain connections after a change."""
+    def _drain_connections(self) -> None:
+        """Drain connections after the changes that were written."""
+        changes, self._written = self._written, []
         deadline = time.monotonic() + self._config.drain
-        for frontend, backends in change.removed.items():
-            self._drainer.start(frontend, backends, deadline)
-        for frontend in {*change.removed, *change.added}:
-            if frontend.protocol == "udp":
-                with suppress(KernelRefused):
-                    self._drainer.flush_stale_udp(frontend, self._serving(frontend))
+        for change in changes:
+            for frontend, backends in change.removed.items():
+                self._drainer.start(frontend, backends, deadline)
+        changed = {frontend for change in changes for frontend in (*change.removed, *change.added)}
+        with suppress(KernelRefused):
+            self._drainer.flush_stale_udp({one for one in changed if one.protocol == "udp"}, self._serving)
 
     def _enable_hairpin(self, *services: VirtualService) -> None:
         """Enable hairpin NAT for the instances of this host; bridge ports may be unknown yet."""
@@ -267,6 +277,7 @@ class Proxier:
         for name, service in list(self._program.services.items()):
             if service.policy.algorithm is Algorithm.LEAST_CONNECTIONS:
                 self._sync_service(name, service, self._connection_counts(service))
+        self._drain_connections()
         return self._drainer.poll(time.monotonic(), self._serving, self._registered)
 
     def _connection_counts(self, service: VirtualService) -> dict[str, int]:
