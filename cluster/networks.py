@@ -4,6 +4,7 @@ is as it was read.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -55,24 +56,23 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
     """
     for _ in range(_ATTEMPTS):
         found = await store.range(records.ROOT)
-        values = {one.key: records.decode(one) for one in found.entries if _is_about(one.key, name)}
-        network = values.get(f"{records.ROOT}network/{name}")
-        if not isinstance(network, Network):
+        network = next((one for one in found.entries if one.key == f"{records.ROOT}network/{name}"), None)
+        if network is None:
             raise Missing(f"network {name} is no network of the cluster")
-        members = [one for one in values.values() if isinstance(one, Member)]
+        members = _members(found, name)
         if (attached := sorted(one.node for one in members if one.attached)) and not force:
             hosts = ", ".join(attached)
             raise InUse(f"network {name} has containers on {hosts}", hint="remove them there first, or use --force")
         deletions: list[Operation] = [
             Delete(network.key),
-            Delete(records.vni_key(network.vni)),
+            *(Delete(one.key) for one in found.entries if records.is_vni_of(one, name)),
             Delete(records.blocks_prefix(name), prefix=True),
             Delete(f"{records.ROOT}wanted/{name}/", prefix=True),
             Delete(records.asks_prefix(name), prefix=True),
             Put(records.LIST, name.encode()),
         ]
         # Each host deletes its own record of it when it has removed the network.
-        same = [Compare(network.key, "mod", network.revision)]
+        same = [Compare(network.key, "mod", network.mod_revision)]
         same += [Compare(records.member_key(one.node, name), "mod", one.revision) for one in members[:_MOST_COMPARED]]
         if (await store.transact([*_unchanged(found), *same], deletions)).succeeded:
             return
@@ -132,11 +132,7 @@ def check(network: Network) -> None:
 
 
 def _require_free(wanted: Network, found: Range) -> None:
-    for entry in found.entries:
-        if not entry.key.startswith(f"{records.ROOT}network/"):
-            continue
-        other = records.decode(entry)
-        assert isinstance(other, Network)
+    for other in _others(found):
         if other.name == wanted.name:
             raise InUse(f"network with name {wanted.name} already exists", hint="choose another name")
         for subnet in wanted.subnets:
@@ -182,9 +178,23 @@ def _free_vni(found: Range, wanted: Network) -> int:
 
 
 def _others(found: Range) -> list[Network]:
-    """Nothing else is decoded: an invalid record of a host must not keep networks from being created."""
-    ours = (one for one in found.entries if one.key.startswith(f"{records.ROOT}network/"))
-    return [one for one in map(records.decode, ours) if isinstance(one, Network)]
+    """Nothing else is decoded: an invalid record of a host must not keep networks from being created. One of a
+    network must, since it does not say which subnet it has: raises InUse.
+    """
+    networks: list[Network] = []
+    for entry in found.entries:
+        if entry.key.startswith(f"{records.ROOT}network/"):
+            try:
+                network = records.decode(entry)
+            except records.DecodeError as error:
+                name = entry.key.rpartition("/")[2]
+                raise InUse(
+                    f"the cluster's record of network {name} is invalid: {error}",
+                    hint=f"weft network rm {name} removes it",
+                ) from error
+            assert isinstance(network, Network)
+            networks.append(network)
+    return networks
 
 
 def _unchanged(found: Range) -> list[Compare]:
@@ -193,7 +203,14 @@ def _unchanged(found: Range) -> list[Compare]:
     return [Compare(records.LIST, "mod", revision)]
 
 
-def _is_about(key: str, name: str) -> bool:
-    return key == f"{records.ROOT}network/{name}" or (
-        key.startswith(f"{records.ROOT}member/") and key.rpartition("/")[2] == name
-    )
+def _members(found: Range, name: str) -> list[Member]:
+    """How hosts take part in a network; invalid records say nothing."""
+    keys = (one for one in found.entries if one.key.startswith(f"{records.ROOT}member/"))
+    members: list[Member] = []
+    for entry in keys:
+        if entry.key.rpartition("/")[2] == name:
+            with contextlib.suppress(records.DecodeError):
+                member = records.decode(entry)
+                assert isinstance(member, Member)
+                members.append(member)
+    return members

@@ -162,6 +162,11 @@ def vni_key(vni: int) -> str:
     return f"{ROOT}vni/{vni}"
 
 
+def is_vni_of(entry: Entry, network: str) -> bool:
+    """Whether the key is that of a network's VNI."""
+    return entry.key.startswith(f"{ROOT}vni/") and entry.value == network.encode()
+
+
 def blocks_prefix(network: str) -> str:
     return f"{ROOT}block/{network}/"
 

@@ -8,6 +8,7 @@ import base64
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cluster import records
 from cluster.blocks import Blocks
@@ -22,6 +23,7 @@ MOST_LOST = 0.2
 _FEW = 4
 _FORMAT = 1
 _MOST_BYTES = 1 << 30
+_Value = Network | Block | Member | Ask
 
 
 class View:
@@ -32,13 +34,15 @@ class View:
         self.version = 0
         """Counts the changes."""
         self.damaged: dict[str, str] = {}
-        """Keys that cannot be decoded, with the reason; they are ignored."""
+        """Keys that cannot be decoded, with the reason: what networks and blocks said before is kept, others are
+        ignored.
+        """
         self.held: dict[str, Entry | None] = {}
         """Keys that the store lacks or has in an older state, with that, and that are kept as they were."""
         self.doubted = False
         """Whether the store was older than what was known, or had lost much."""
         self._entries: dict[str, Entry] = {}
-        self._values: dict[str, Network | Block | Member | Ask] = {}
+        self._values: dict[str, _Value] = {}
 
     # Reading
 
@@ -72,6 +76,12 @@ class View:
         prefix, end = records.member_key("", "").rstrip("/") + "/", f"/{network}"
         found = {key: why for key, why in self.damaged.items() if key.startswith(prefix) and key.endswith(end)}
         return {key.removeprefix(prefix).removesuffix(end): why.partition(": ")[2] for key, why in found.items()}
+
+    def unread(self) -> dict[str, str]:
+        """The networks whose own record is invalid, with the reason."""
+        prefix = f"{records.ROOT}network/"
+        found = {key: why for key, why in self.damaged.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): why.partition(": ")[2] for key, why in found.items()}
 
     def wanted(self, network: str) -> dict[str, list[int]]:
         """The hosts that ask for a block, with the IP versions."""
@@ -118,9 +128,10 @@ class View:
         if not self.doubted:
             missing = [one for one in missing if self._is_block_of(one.key, there)]
         self.held = {one.key: there.get(one.key) for one in (*missing, *older)}
+        entries, values = self._entries, self._values
         self._entries, self._values, self.damaged = {}, {}, {}
         for entry in (*missing, *found.entries, *older):
-            self._put(entry)
+            self._put(entry, entries.get(entry.key), values.get(entry.key))
         self.revision = found.revision
         self.version += 1
 
@@ -145,8 +156,8 @@ class View:
         """Apply the changes of one revision."""
         for event in batch.events:
             self.held.pop(event.key, None)
-            if event.entry is not None:
-                self._put(event.entry)
+            if (entry := event.entry) is not None:
+                self._put(entry, self._entries.get(entry.key), self._values.get(entry.key))
             else:
                 self._forget(event.key)
         self.revision = batch.revision
@@ -157,27 +168,35 @@ class View:
         self._values.pop(key, None)
         self.damaged.pop(key, None)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: Entry, before: Entry | None = None, known: _Value | None = None) -> None:
+        """Note an entry. ``known`` is what it said ``before``: invalid records of a network or of its blocks change
+        nothing, neither on hosts nor between them, until they are valid again or removed.
+        """
         self._entries[entry.key] = entry
+        self._values.pop(entry.key, None)
+        self.damaged.pop(entry.key, None)
         try:
             value = records.decode(entry)
         except DecodeError as error:
             self.damaged[entry.key] = str(error)
-            self._values.pop(entry.key, None)
-            log.error("ignored: %s", error)
-            return
-        self.damaged.pop(entry.key, None)
+            log.error("invalid: %s", error)
+            if before is None or before.create_revision != entry.create_revision:
+                return
+            # With the revision of what is there, so that it can be replaced.
+            value = replace(known, revision=entry.mod_revision) if isinstance(known, Network | Block) else None
         if value is not None:
             self._values[entry.key] = value
 
     # The file
 
     def save(self, path: str) -> None:
-        """Write it to a file. Raises StateDamaged."""
+        """Write it to a file, with what is kept instead of invalid records. Raises StateDamaged."""
+        kept = {key: records.encode(one) for key, one in self._values.items() if key in self.damaged}
         found = [
-            [one.key, base64.b64encode(one.value).decode(), one.create_revision, one.mod_revision, one.version]
+            [one.key, base64.b64encode(kept.get(one.key, one.value)).decode(), one.create_revision, one.mod_revision,
+             one.version]
             for one in self._entries.values()
-        ]
+        ]  # fmt: skip
         text = json.dumps({"format": _FORMAT, "revision": self.revision, "entries": found})
         files.write(path, text.encode(), "the list of the cluster's networks", durable=True)
 

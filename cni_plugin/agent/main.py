@@ -393,6 +393,8 @@ class Agent:
         problems = [f"{name}: {why}" for name, why in self.problems.items()]
         problems += [f"http: {why}" for why in parts.api.problems]
         problems += [f"network {name}: {why}" if name else why for name, why in parts.overlays.problems.items()]
+        unread = parts.overlays.view.unread()
+        problems += [f"network {name}: its record in the store is invalid: {why}" for name, why in unread.items()]
         problems += [f"cluster: {why}" for why in parts.clustering.problems]
         now = Report(
             process=os.getpid(),

@@ -37,7 +37,7 @@ PEER: Schema = schemas.struct(
 )
 NETWORK: Schema = schemas.struct(
     "OverlayNetwork",
-    **dict.fromkeys(("Name", "ID", "Gateway", "Problem", "Encryption"), schemas.STRING),
+    **dict.fromkeys(("Name", "ID", "Gateway", "Problem", "Invalid", "Encryption"), schemas.STRING),
     VNI=schemas.INTEGER,
     KeyGeneration=schemas.INTEGER,
     Rotating=schemas.STRINGS,
@@ -65,9 +65,12 @@ class OverlayEndpoint:
         response=schemas.list_of(NETWORK),
     )
     async def networks(self, request: HttpRequest) -> HttpResponse:
+        """With those whose record is invalid (``Invalid`` says why), as far as they are known."""
         request.acl.require("operator")
-        found = self._overlays.view.networks()
-        return _answer([self._described(found[name]) for name in sorted(found)])
+        found, unread = self._overlays.view.networks(), self._overlays.view.unread()
+        unknown = {name: {"Name": name} for name in unread.keys() - found.keys()}
+        listed = unknown | {name: self._described(one) for name, one in found.items()}
+        return _answer([{**listed[name], "Invalid": unread.get(name, "")} for name in sorted(listed)])
 
     @endpoint(
         "PUT",

@@ -75,7 +75,7 @@ class Overlays:
     @property
     def count(self) -> int:
         """How many networks the cluster has: the agent is needed as long as there are any."""
-        return len(self.view.networks())
+        return len(self.view.networks().keys() | self.view.unread().keys())
 
     async def start(self) -> None:
         """Apply what was last known, then follow the store."""
@@ -184,7 +184,8 @@ class Overlays:
         self.look = look = await self._run(self._host.look, list(networks.values()), self._generations())
         for network in networks.values():
             await self._guarded(network.name, self._network(network, look, full))
-        for name in sorted(look.joined - networks.keys()):
+        # An invalid record is no removal.
+        for name in sorted(look.joined - networks.keys() - self.view.unread().keys()):
             await self._guarded(name, self._leave(name))
         for name in self.problems.keys() - networks.keys() - look.joined - {""}:
             del self.problems[name]

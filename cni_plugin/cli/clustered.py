@@ -34,6 +34,14 @@ def create(tool: Tool, name: str, requested: CreateOptions) -> str:
     return str(made["name"])
 
 
+def has(name: str) -> bool:
+    """Whether the cluster has a network of that name, also one that this host does not take part in."""
+    if agents.running() is None:
+        return False
+    with contextlib.closing(client()) as connection:
+        return bool(requests.described(connection, name))
+
+
 def remove(name: str, force: bool) -> None:
     """Remove a network from all hosts. Raises InUse naming the hosts that use it, Unreachable."""
     with contextlib.closing(client()) as connection:
@@ -60,6 +68,9 @@ def findings() -> Iterator[Finding]:
         return
     with contextlib.suppress(WeftError), contextlib.closing(client()) as connection:
         for one in list_of_objects(connection.get(api_path("weft", "networks")).json):
+            if why := one.get("Invalid"):
+                what = f"the cluster's record of network {one.get('Name')} is invalid, and changes nothing: {why}"
+                yield Finding(what, f"update weft here, if it is older; or weft network rm {one.get('Name')}")
             if problem := one.get("Problem"):
                 what = f"this host does not take part in network {one.get('Name')} of the cluster: {problem}"
                 yield Finding(what, "remove the cause; the agent then joins it")

@@ -245,8 +245,8 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
     removed = []
     for name in names:
         known = tool.network_if_known(name)
-        if known is not None and requests.is_clustered(known):
-            clustered.remove(known.name, force)
+        if requests.is_clustered(known) or (known is None and clustered.has(name)):
+            clustered.remove(known.name if known is not None else name, force)
         else:
             with conflists.locked(tool.config):
                 _remove(tool, tool.network(name), force)

@@ -111,6 +111,45 @@ async def set_up(folder: Path, count: int) -> Agents:
     return found
 
 
+async def unread(found: Agents) -> None:
+    """Wait until all agents have made a pass with an invalid record of the network."""
+    await until(lambda: all("small" in one.view.unread() for one in found.agents.values()), "the invalid record")
+    passes = {name: one._passes for name, one in found.agents.items()}
+    for one in found.agents.values():
+        one._wake.set()
+    await until(lambda: all(one._passes > passes[name] for name, one in found.agents.items()), "a pass")
+
+
+async def test_nobody_leaves_a_network_whose_record_is_invalid(tmp_path: Path) -> None:
+    found = await set_up(tmp_path, 2)
+    await until(
+        lambda: all(len(found.hosts[name].peers.get("small", {}).get("peers", ())) for name in found.hosts), "peers"
+    )
+    before = {name: (found.blocks(name), found.peers(name)) for name in found.hosts}
+    key = f"{records.ROOT}network/small"
+    good = (await found.store.range(key)).entries[0].value
+    await found.store.transact([], [Put(key, b"{")])
+    await unread(found)
+    assert {name: (found.blocks(name), found.peers(name)) for name in found.hosts} == before
+    await found.stop()
+    for name in found.hosts:
+        (tmp_path / name / "networks.json").unlink()
+    # Agents that never knew a valid one.
+    again = Agents(found.store, tmp_path, 2)
+    for name, host in found.hosts.items():
+        again.hosts[name].files, again.hosts[name].peers = host.files, host.peers
+    await again.start()
+    await unread(again)
+    assert {name: (again.blocks(name), again.peers(name)) for name in again.hosts} == before
+    assert all(one.count for one in again.agents.values()), "the agent is needed"
+    await found.store.transact([], [Put(key, good)])
+    await until(lambda: not any(one.view.unread() for one in again.agents.values()), "the valid record")
+    await networks.remove(found.store, "small")
+    await until(lambda: not any(host.files for host in again.hosts.values()), "the removal")
+    await again.stop()
+    await found.store.close()
+
+
 async def test_every_host_gets_a_part_and_knows_those_of_the_others(tmp_path: Path) -> None:
     """Of four blocks for five hosts one is split."""
     found = await set_up(tmp_path, 5)

@@ -16,7 +16,7 @@ from cluster.blocks import Blocks
 from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, text
 from cluster.records import Block, DecodeError, Member, Network, block_length
 from cluster.view import View
-from store import Batch, Entry, Event, Range, Store
+from store import Batch, Entry, Event, Put, Range, Store
 from store.embedded import open_embedded
 from weft import overlay
 from weft.errors import InUse, Missing
@@ -94,6 +94,52 @@ def test_a_view_follows_and_is_kept_in_a_file(tmp_path: Path) -> None:
     assert other.networks().keys() == {"blue"} and other.blocks(blue).owners() == view.blocks(blue).owners()
     (tmp_path / "networks.json").write_text("{")
     assert not View().restore(str(tmp_path / "networks.json"))
+
+
+@pytest.mark.parametrize("what", ["network", "block"])
+def test_an_invalid_record_changes_nothing(tmp_path: Path, what: str) -> None:
+    """Until it is valid again or removed, also where the agent is started meanwhile."""
+    blue, second = replace(network("blue", "10.60.0.0/16"), vni=100), block(2)
+    key, valid = (blue.key, blue) if what == "network" else (records.block_key("blue", second.subnet), second)
+    view = View()
+    view.load(Range(tuple(entries(3)), 50), "h1")
+    bad = Entry(key, b'{"vni": "x"}', 50, 60, 2)
+    view.apply(Batch(60, (Event(key, bad, None, 60),)))
+    view.save(str(tmp_path / "networks.json"))
+    again = View()
+    assert again.restore(str(tmp_path / "networks.json"))
+    again.load(Range(tuple(bad if one.key == key else one for one in entries(3)), 60), "h1")
+    for one in (view, again):
+        found = one.network("blue")
+        assert found is not None and found.subnets == blue.subnets and list(one.damaged) == [key]
+        assert found.revision == (60 if what == "network" else 50), "so that it can be replaced"
+        assert one.blocks(found).owners() == {f"h{n}": [block(n).subnet] for n in (1, 2, 3)}
+        assert list(one.unread()) == (["blue"] if what == "network" else [])
+        anew = Entry(key, bad.value, 61, 61, 1)
+        one.apply(Batch(61, (Event(key, anew, None, 61),)))
+        assert one.network("blue") is None or "h2" not in one.blocks(found).owners(), "one that was made anew"
+        assert list(one.damaged) == [key]
+        one.apply(Batch(62, (Event(key, Entry(key, records.encode(valid), 61, 62, 2), None, 62),)))
+        assert one.blocks(found).owners().keys() == {"h1", "h2", "h3"} and not one.damaged and not one.unread()
+        one.apply(Batch(63, (Event(key, bad, None, 63), Event(key, None, None, 63))))
+        assert one.network("blue") is None or "h2" not in one.blocks(found).owners()
+        assert not one.damaged
+
+
+async def test_networks_beside_an_invalid_record(tmp_path: Path) -> None:
+    """None is created, since nobody knows its subnet; it can be removed, and so can others."""
+    store = await open_embedded(tmp_path / "catalog.db")
+    for name, subnet in (("blue", "10.60.0.0/16"), ("red", "10.61.0.0/16")):
+        await networks.create(store, network(name, subnet))
+    await store.transact([], [Put(f"{records.ROOT}network/blue", b"{"), Put(records.member_key("h1", "blue"), b"{")])
+    with pytest.raises(InUse, match=r"record of network blue is invalid.*weft network rm blue"):
+        await networks.create(store, network("green", "10.62.0.0/16"))
+    await networks.remove(store, "red")
+    await networks.remove(store, "blue")
+    found = await store.range(records.ROOT)
+    assert [one.key for one in found.entries] == [records.member_key("h1", "blue"), records.LIST]
+    await networks.create(store, network("green", "10.60.0.0/16"))
+    await store.close()
 
 
 def test_a_list_that_has_lost_records_is_not_believed() -> None:
