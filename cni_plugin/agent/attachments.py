@@ -19,7 +19,6 @@ from ipaddress import ip_interface
 from typing import Protocol
 
 from cni_plugin.agent.recorded import Configured, Recorded
-from cni_plugin.networks import conflists
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
@@ -98,7 +97,7 @@ class Attachments:
         self._registry = registry
         self._overview = overview
         self._recorded = Recorded(run)
-        self._configured = Configured(os.environ.get("WEFT_CNI_CONFIG") or conflists.FOLDER)
+        self._configured = Configured()
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         self._offered: dict[str, tuple[Announcement, bool]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}

@@ -7,17 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from contextlib import closing
 
-from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.networks import conflists, leases
-from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.records import Phase
+from cni_plugin.agent.recorded import Configured, Summaries
+from cni_plugin.service.records import Record
 from discovery.metrics import Metrics
+from discovery.page.overview import NetworkSummary
 from weft import events
 from weft.errors import WeftError
-from weft.kernel.host import Host
-from weft.kernel.linux.kernel import LinuxKernel
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 _CALLS = ("add", "del", "gc", "check", "status")
@@ -27,10 +23,13 @@ Gauges = dict[tuple[str, ...], float]
 
 
 class HostMetrics:
-    """Reads the metrics; ``netns`` is the inode of the host's network namespace."""
+    """Reads the metrics of the host whose folder below /run is ``run``; ``netns`` is the inode of its network
+    namespace.
+    """
 
-    def __init__(self, metrics: Metrics, netns: int, folder: str = conflists.FOLDER) -> None:
-        self._folder = folder
+    def __init__(self, metrics: Metrics, run: str, netns: int, folder: str = "") -> None:
+        self._records = Summaries(run, _driver)
+        self._networks = Configured(folder)
         self._events = events.Reader(netns)
         self._calls = metrics.counter("weft_calls_total", "Calls by runtimes.", "command", "code")
         self._seconds = metrics.histogram("weft_call_seconds", "Duration of calls.", "command", bounds=SECONDS)
@@ -53,8 +52,16 @@ class HostMetrics:
     def _read(self) -> tuple[Gauges, Gauges, Gauges]:
         for one in self._events.new():
             self._count(one)
-        with closing(LinuxKernel(TABLES)) as kernel:
-            return _attachments(ServiceContext(kernel, Host.current(kernel)).reading_once(), self._folder)
+        networks: list[NetworkSummary] = []
+        with contextlib.suppress(WeftError):
+            networks = self._networks.read()
+        attached: Gauges = dict(Counter(self._records.read()))
+        used: Gauges = {}
+        size: Gauges = {}
+        for network in networks:
+            for ranges, held, every in network.pools:
+                used[network.name, ranges], size[network.name, ranges] = held, every
+        return attached, used, size
 
     def _count(self, event: dict[str, object]) -> None:
         kind = str(event.get("event", ""))
@@ -69,22 +76,9 @@ class HostMetrics:
             self._starts.add(1, kind)
 
 
-def _attachments(context: ServiceContext, folder: str) -> tuple[Gauges, Gauges, Gauges]:
-    attached: Counter[tuple[str, ...]] = Counter()
-    for record in context.records.all():
-        if record.phase is Phase.ATTACHED and record.driver:
-            attached[record.attachment.network, record.driver] += 1
-    used: Gauges = {}
-    size: Gauges = {}
-    networks = []
-    with contextlib.suppress(WeftError):
-        networks = conflists.listed(folder)[0]
-    for network in networks:
-        with contextlib.suppress(WeftError):
-            for one in leases.usage(network, leases.listed(context, network)):
-                used[one.network, one.ranges] = one.used
-                size[one.network, one.ranges] = one.size
-    return dict(attached), used, size
+def _driver(record: Record) -> tuple[str, ...] | None:
+    """Network and driver of an attachment that has made the interface."""
+    return (record.attachment.network, record.driver) if record.driver else None
 
 
 def _conntrack(name: str) -> float:

@@ -171,7 +171,7 @@ class Agent:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         limits.export(metrics)
         uplink.export(metrics)
-        HostMetrics(metrics, os.stat("/proc/self/ns/net").st_ino)
+        HostMetrics(metrics, self._folder, os.stat("/proc/self/ns/net").st_ino)
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(own_node.read, settings), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""

@@ -89,14 +89,16 @@ def list_leases(tool: Tool, network: str, json_output: bool) -> None:
     tool.need_records()
     found: list[LeaseEntry] = []
     usages = []
+    attached = leases.attached(tool.service)
     for one in [tool.network(network)] if network else tool.networks():
         try:
-            network_leases = leases.listed(tool.service, one)
+            network_leases = leases.listed(one, attached)
         except WeftError as error:
             warn(error.message)
             continue
         found += network_leases
-        usages += leases.usage(one, network_leases)
+        if (pool := leases.pool(one)) is not None:
+            usages += leases.usage(one.name, pool, [each.address for each in network_leases])
     if json_output:
         as_json({"leases": [_document(lease) for lease in found], "ranges": [_usage(one) for one in usages]})
         return
@@ -153,7 +155,8 @@ def release(tool: Tool, network: str, address: str, force: bool, json_output: bo
         wanted = ip_address(address)
     except ValueError:
         raise BadOption(f"invalid IP address: {address!r}") from None
-    lease = next((lease for lease in leases.listed(tool.service, one) if lease.address == wanted), None)
+    listed = leases.listed(one, leases.attached(tool.service))
+    lease = next((lease for lease in listed if lease.address == wanted), None)
     if lease is None:
         raise Missing(f"no lease for {wanted} on network {network}", hint=f"see weft ipam ls {network}")
     if lease.attached and not force:

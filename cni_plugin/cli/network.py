@@ -267,7 +267,7 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
         raise InUse(f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force")
     for each in attached:
         attachments.detach(tool.service, each)
-    unattached = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
+    unattached = [lease for lease in leases.listed(one, leases.attached(tool.service)) if not lease.attached]
     stale = {lease.address for lease in leases.stale(tool.service, [one])}
     held = [f"{lease.address} of {lease.owner}" for lease in unattached if lease.address not in stale]
     if held and not force:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from cni_plugin.networks.conflists import NetworkList
@@ -59,28 +59,26 @@ def pool(network: NetworkList) -> Pool | None:
     return None
 
 
-def listed(context: ServiceContext, network: NetworkList) -> list[LeaseEntry]:
-    """The leases of a network, by address. Raises StateDamaged where they cannot be read."""
-    return _listed(network, _attached(context).get(network.name, set()))
+Attached = Mapping[str, Set[tuple[str, str]]]
+"""The attached containers with their interfaces, by network."""
 
 
-_Attached = set[tuple[str, str]]
-
-
-def _attached(context: ServiceContext) -> dict[str, _Attached]:
-    """The attached containers with their interfaces, by network."""
-    found: dict[str, _Attached] = {}
+def attached(context: ServiceContext) -> Attached:
+    """What is attached, by the records."""
+    found: dict[str, set[tuple[str, str]]] = {}
     for record in context.records.all():
         attachment = record.attachment
         found.setdefault(attachment.network, set()).add((attachment.container, attachment.interface))
     return found
 
 
-def _listed(network: NetworkList, attached: _Attached) -> list[LeaseEntry]:
+def listed(network: NetworkList, attached: Attached) -> list[LeaseEntry]:
+    """The leases of a network, by address. Raises StateDamaged where they cannot be read."""
     own_pool = pool(network)
     if own_pool is None:
         return []
-    containers = {container for container, _ in attached}
+    own = attached.get(network.name, frozenset())
+    containers = {container for container, _ in own}
     now = time.time()
     found = [
         LeaseEntry(
@@ -88,52 +86,44 @@ def _listed(network: NetworkList, attached: _Attached) -> list[LeaseEntry]:
             address,
             owner,
             max(0.0, now - modified),
-            (owner.container, owner.interface) in attached or (not owner.interface and owner.container in containers),
+            (owner.container, owner.interface) in own or (not owner.interface and owner.container in containers),
         )
         for address, owner, modified in host_local.owners(own_pool.directory)
     ]
     return sorted(found, key=lambda lease: (lease.address.version, int(lease.address)))
 
 
-def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
-    """The utilization of each set of ranges."""
-    return _usage(network, [lease.address for lease in leases])
-
-
-def fill(network: NetworkList) -> list[Usage]:
+def fill(network: str, pool: Pool) -> list[Usage]:
     """The utilization of each set of ranges by the names of the lease files alone, which are not read."""
-    known = pool(network)
     try:
-        names = os.listdir(known.directory) if known is not None else []
+        names = os.listdir(pool.directory)
     except OSError:
         names = []
-    return _usage(network, [address for name in names if (address := as_address(name)) is not None])
+    return usage(network, pool, [address for name in names if (address := as_address(name)) is not None])
 
 
-def _usage(network: NetworkList, addresses: Sequence[Address]) -> list[Usage]:
-    known = pool(network)
-    if known is None:
-        return []
-    kept = gateways(known.sets)
+def usage(network: str, pool: Pool, addresses: Sequence[Address]) -> list[Usage]:
+    """The utilization of each set of ranges by these leased addresses."""
+    kept = gateways(pool.sets)
     return [
         Usage(
-            network.name,
+            network,
             describe(ranges),
             sum(any(address in each.span for each in ranges) for address in addresses),
             size(ranges, kept),
         )
-        for ranges in known.sets
+        for ranges in pool.sets
     ]
 
 
 def stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[LeaseEntry]:
     """Leases that nothing holds any more: no attachment, link, namespace or runtime."""
     context = context.reading_once()
-    found, holders, attached = [], Holders(context), _attached(context)
+    found, holders, held = [], Holders(context), attached(context)
     for network in networks:
-        own_pool, entries = pool(network), _listed(network, attached.get(network.name, set()))
-        entries = [one for one in entries if not one.attached]
-        if own_pool is not None and entries:
+        entries = [one for one in listed(network, held) if not one.attached]
+        own_pool = pool(network) if entries else None
+        if own_pool is not None:
             files = [LeaseFile(one.address, one.owner, time.time() - one.age) for one in entries]
             unheld = {lease.address for lease in unheld_leases(holders, own_pool, files)}
             found += [entry for entry in entries if entry.address in unheld]

@@ -60,7 +60,8 @@ export function draw(networks, model, room, selected) {
   for (const [name, places] of frames) layers.threads.push(thread(places, selected?.kind === "service" && selected.id === name, name, width));
   for (const [id, places] of homes) {
     // A container on several networks: its cells are joined.
-    const joined = places.filter((one, number) => !places.slice(0, number).some((before) => before.network === one.network));
+    const seen = new Set();
+    const joined = places.filter((one) => !seen.has(one.network) && seen.add(one.network));
     if (joined.length > 1) layers.threads.push(thread(joined, selected?.kind === "container" && selected.id === id, "", width, "home", id));
   }
   return drawn("svg", {
@@ -71,13 +72,25 @@ export function draw(networks, model, room, selected) {
 
 function groups(cells, services) {
   // Cells grouped by service: services on several networks first, cells without a service last.
-  const found = new Map();
-  for (const one of cells) found.set(one.service, [...(found.get(one.service) ?? []), one]);
+  const found = byService(cells);
   const loose = found.get("") ?? [];
   found.delete("");
   const wide = (name) => (services.get(name)?.networks.length > 1 ? 0 : 1);
   const named = [...found].sort(([a], [b]) => wide(a) - wide(b) || a.localeCompare(b));
   return [...named, ...(loose.length ? [["", loose]] : [])];
+}
+
+function byService(cells) {
+  const found = new Map();
+  for (const one of cells) collect(found, one.service, one);
+  return found;
+}
+
+function collect(lists, key, value) {
+  // Append to the list of a key. A new list each time would take the square of their number.
+  const found = lists.get(key);
+  if (found) found.push(value);
+  else lists.set(key, [value]);
 }
 
 function headline(service) {
@@ -119,7 +132,7 @@ function band(network, rows, { top, width, size, fonts, services, layers, frames
     for (const frame of row) {
       if (!number) things.push(drawn("path", { class: "stem", d: `M${frame.x + 22} ${y - STEM}v${STEM}` }));
       things.push(...group(frame, y, { size, fonts, services, homes, selected, network }));
-      if (frame.name) frames.set(frame.name, [...(frames.get(frame.name) ?? []), { ...frame, y, first: !number, last: number === rows.length - 1 }]);
+      if (frame.name) collect(frames, frame.name, { ...frame, y, first: !number, last: number === rows.length - 1 });
     }
     y += Math.max(...row.map((one) => one.height)) + EDGE;
   }
@@ -147,8 +160,8 @@ function group(frame, y, { size, fonts, services, homes, selected, network }) {
   const service = services.get(frame.name);
   const inset = frame.name ? EDGE : 0;
   if (frame.name) {
-    const every = network.states.get(frame.name); // also those that the filters hide
-    const states = count(every.map((one) => ({ Status: one })));
+    const every = network.every.get(frame.name); // also those that the filters hide
+    const states = count(every.map((one) => ({ Status: one.status })));
     const status = STATUSES.find((one) => states[one]) ?? "none";
     const virtual = headline(service);
     const good = states.passing ?? 0;
@@ -167,7 +180,7 @@ function group(frame, y, { size, fonts, services, homes, selected, network }) {
     const at = y + (frame.name ? HEAD : 0) + Math.floor(number / frame.columns) * (size.height + size.gap);
     found.push(box(cell, x, at, room, fonts, selected));
     const place = cell.container && { x, y: at, width: frame.cell, height: size.height, network: network.name };
-    if (place) homes.set(cell.container, [...(homes.get(cell.container) ?? []), place]);
+    if (place) collect(homes, cell.container, place);
   }
   return found;
 }
@@ -246,22 +259,18 @@ export function nearestItem(items, from, key) {
   return best;
 }
 
-function totals(cells) {
-  // Of all cells: filters change what is shown, not what there is.
-  const states = new Map();
-  for (const one of cells) states.set(one.service, [...(states.get(one.service) ?? []), one.status]);
-  return { all: cells.length, states };
-}
-
 export function shownNetworks(networks, matches, filters) {
   // The networks with the cells that pass the filters; empty ones stay unless a health or text filter is set.
   const filtering = filters.health || filters.query;
   return networks
     .filter((network) => filters.network === null || network.name === filters.network)
-    .map((network) => ({
-      ...network,
-      ...totals(network.cells.filter((cell) => cell.service !== OWN)),
-      cells: network.cells.filter((cell) => cell.service !== OWN && (!filters.health || cell.status === filters.health) && matches(cell.words)),
-    }))
+    .map((network) => {
+      const own = network.cells.filter((cell) => cell.service !== OWN);
+      return {
+        ...network,
+        all: own.length, every: byService(own), // filters change what is shown, not what there is
+        cells: own.filter((cell) => (!filters.health || cell.status === filters.health) && matches(cell.words)),
+      };
+    })
     .filter((network) => network.cells.length || !filtering);
 }

@@ -69,7 +69,7 @@ class NetworkFile(Declared):
         there = next((one for one in conflists.listed(self.folder)[0] if one.name == self.name), None)
         if there is None:
             return
-        for lease in leases.listed(self.service, there):
+        for lease in leases.listed(there, leases.attached(self.service)):
             if not lease.attached:
                 leases.free(self.service, there, lease)
         remove_network(self.service, self.name)
