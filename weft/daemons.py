@@ -10,11 +10,12 @@ import _socket
 import contextlib
 import os
 import select
+import sys
 import time
 from dataclasses import dataclass
 
 from weft import __version__, confinement, detached, inherited, proc_stat, processes
-from weft.errors import Busy, WeftError
+from weft.errors import Busy, LibraryMissing, WeftError
 from weft.peer_credentials import is_trusted, peer_credentials
 from weft.version import newer
 
@@ -31,11 +32,18 @@ REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A daemon: the module of its ``main``, its purpose, the command that runs it by hand."""
+    """A daemon: the module of its ``main``, its purpose, the command that runs it by hand, a library that
+    not every installation has.
+    """
 
     module: str
     purpose: str
     command: str
+    library: str = ""
+
+    def start(self) -> None:
+        """Start it (``start`` below). Raises WeftError."""
+        start(self.module, self.purpose, self.library)
 
     def ensure(self, path: str) -> None:
         """Make the daemon at a control socket re-read its files. Raises WeftError.
@@ -47,7 +55,7 @@ class Daemon:
             return
         if running is not None and running.process:  # 0: in another pid namespace
             end(running.process, _END_TIMEOUT)
-        start(self.module, self.purpose)
+        self.start()
         deadline = time.monotonic() + _START_TIMEOUT
         while self._ask(path) is None:
             if time.monotonic() > deadline:
@@ -87,12 +95,14 @@ class Daemon:
                     )
 
 
-def start(module: str, purpose: str) -> None:
+def start(module: str, purpose: str, library: str = "") -> None:
     """Start a module's ``main`` as a daemon in this thread's network namespace (``weft.detached``).
 
-    Raises WeftError, which names ``purpose``: Busy where this process is under restrictions that the
-    daemon would inherit.
+    Raises WeftError, which names ``purpose``: where the daemon's ``library`` is not installed, and Busy
+    where this process is under restrictions that the daemon would inherit.
     """
+    if library and not any(os.path.isdir(os.path.join(folder, library)) for folder in sys.path):
+        raise LibraryMissing(library, f"the process that {purpose}")
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
     environment |= {name: value for name, value in os.environ.items() if name in _PASSED_ON}
     environment[inherited.CHECKED] = str(confinement.own_filters)

@@ -147,6 +147,14 @@ class InUse(Conflict):
     """It cannot be removed while it is in use."""
 
 
+class LibraryMissing(WeftError):
+    """A library is missing that only an extra of weft's wheel has. ``purpose`` names what needs it."""
+
+    def __init__(self, library: str, purpose: str) -> None:
+        hint = f"pip install {library} beside weft, or install weft with its extra: pip install '.[agent]'"
+        super().__init__(f"{purpose} needs the library {library}, which is not installed", hint=hint)
+
+
 class NotPermitted(WeftError):
     """The caller lacks a capability (EPERM)."""
 

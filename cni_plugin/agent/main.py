@@ -408,6 +408,7 @@ class Agent:
             if dns is not None
             else (),
             problems=(*problems, *(f"dns: {why}" for why in dns.bind_errors.values())) if dns else tuple(problems),
+            digests=self._settings.digests,
         )
         if now != self._reported:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from weft import files
@@ -17,7 +18,7 @@ _MOST_BYTES = 1 << 20  # bytes
 @dataclass(frozen=True, slots=True)
 class Report:
     """The status of an agent. ``started`` in seconds since 1970; ``http`` and ``dns`` are listening
-    addresses.
+    addresses, ``digests`` those of its configuration's sections; None from an earlier release.
     """
 
     process: int
@@ -29,6 +30,7 @@ class Report:
     http: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    digests: Mapping[str, str] | None = None
 
 
 def write(folder: str, report: Report) -> None:
@@ -50,6 +52,7 @@ def read(folder: str) -> Report | None:
             http=tuple(map(str, found["http"])),
             dns=tuple(map(str, found["dns"])),
             problems=tuple(map(str, found["problems"])),
+            digests=found.get("digests"),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -6,12 +6,14 @@ default.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -87,6 +89,8 @@ class Settings:
     cluster: Local | None = None
     cluster_folder: str = ""
     definitions: str = DEFINITIONS
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """A hash of each section of the file: a running agent reports those that it was started with."""
 
 
 def read(path: str = "", given: Given | None = None) -> Settings:
@@ -104,6 +108,8 @@ def read(path: str = "", given: Given | None = None) -> Settings:
         found = {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigProblem(f"cannot read {where}: {error}") from error
+    # [uplink] is read by each ADD, and not by the agent.
+    digests = {name: _digest(table) for name, table in found.items() if table and name != "uplink"}
     for name, keys in (given or {}).items():
         own = found.get(name)
         found[name] = {**(own if isinstance(own, dict) else {}), **keys}
@@ -115,7 +121,11 @@ def read(path: str = "", given: Given | None = None) -> Settings:
         raise ConfigProblem(
             f"{where}: {'; '.join(problems.found)}", hint="correct the file; conf/weft.toml explains it"
         )
-    return settings
+    return replace(settings, digests=digests)
+
+
+def _digest(table: object) -> str:
+    return sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _check_keys(found: Mapping[str, object], problems: Problems) -> None:

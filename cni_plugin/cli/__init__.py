@@ -6,9 +6,19 @@ import contextlib
 import os
 import sys
 
+from weft.errors import LibraryMissing
+
 
 def main() -> None:
     """The entry point of ``bin/weft`` and of an installed weft; never returns."""
+    try:
+        _run()
+    except ModuleNotFoundError as error:  # of an extra: the agent and the driver for Docker need aiohttp
+        missing = LibraryMissing((error.name or str(error)).partition(".")[0], f"weft {' '.join(sys.argv[1:2])}")
+        sys.exit(f"weft: {missing.message}\nhint: {missing.hint}")
+
+
+def _run() -> None:
     if sys.argv[1:2] == ["engine"] and not {"start", "status", "stop", "-h", "--help"} & set(sys.argv[2:]):
         from cni_plugin.engine.main import end, serving
 

@@ -18,6 +18,7 @@ from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import code, listener
+from cni_plugin.ops.announcement import AGENT
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
 from weft import daemons, files, locks, systemd
 from weft.errors import Busy, WeftError
@@ -97,7 +98,8 @@ def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None
     Where dockerd runs, the driver for its networks is started, too.
 
     Running daemons are not restarted. The agent runs until weft down; the engine stops after 15 minutes
-    without a call, and the next call starts it again. Exits with 1 if a part of the agent cannot start.
+    without a call, and the next call starts it again. Exits with 1 if a part of the agent cannot start,
+    or if it runs already with another configuration: what differs is said, and how to use it.
 
     \b
     Example:
@@ -115,13 +117,14 @@ def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)
     already = running()
     found = start(is_running=already is not None)
+    changed = _changed(found) if already is not None else ()
     engine, new_engine = engines.start()
     driver, new_driver = drivers.start()
     if json_output:
         as_json(
             {
                 "agent": {"pid": found.process, "started": already is None, "http": found.http, "dns": found.dns,
-                          "problems": found.problems},
+                          "problems": found.problems, "changed": changed},
                 "engine": {"pid": engine.process, "started": new_engine},
                 **({"docker": {"pid": driver, "started": new_driver}} if driver else {}),
             }
@@ -135,7 +138,35 @@ def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None
             say(f"driver for Docker {'started' if new_driver else 'already running'}, process {driver}")
         for problem in found.problems:
             warn(problem)
-    raise click.exceptions.Exit(FAILED if found.problems else 0)
+        if changed:
+            what = ", ".join(f"[{name}]" for name in changed)
+            warn(f"the agent runs with another configuration: {what} of {_file()} changed since it was started")
+            say(f"To use it: {_restart_command()}; containers keep their networks meanwhile")
+    raise click.exceptions.Exit(FAILED if found.problems or changed else 0)
+
+
+def _changed(report: Report) -> tuple[str, ...]:
+    """The sections of the configuration that are not as a running agent has read them. Raises WeftError."""
+    from cni_plugin.agent import settings
+
+    wanted = settings.read().digests
+    if report.digests is None:  # of an earlier release
+        return ()
+    return tuple(sorted({name for name, _ in {*wanted.items()} ^ {*report.digests.items()}}))
+
+
+def _file() -> str:
+    from cni_plugin.agent import settings
+
+    return os.environ.get("WEFT_CONFIG", "") or settings.PATH
+
+
+def _restart_command() -> str:
+    """What lets an agent that runs read its configuration again."""
+    if systemd.is_running() and _is_active():
+        return f"systemctl restart {_UNIT}, which reads the file of its unit"
+    given = os.environ.get("WEFT_CONFIG", "")
+    return f"weft down && weft up{f' --config {given}' if given else ''}"
 
 
 def start(*, is_running: bool) -> Report:
@@ -170,7 +201,7 @@ def _is_active() -> bool:
 
 def _start_agent() -> Report:
     """Start an agent in the background; its report. Raises WeftError."""
-    daemons.start("cni_plugin.agent.main", "answers names and registers services")
+    AGENT.start()
     return _wait_until_ready()
 
 

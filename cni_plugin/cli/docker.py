@@ -48,7 +48,7 @@ def start() -> tuple[int, bool]:
     process = running()
     if process or not os.path.exists(DOCKER):
         return process, False
-    daemons.start("cni_plugin.docker.server", "serves Docker's networks")
+    daemons.start("cni_plugin.docker.server", "serves Docker's networks", "aiohttp")
     deadline = time.monotonic() + _START_SECONDS
     while not running() or not os.path.exists(SOCKET):
         if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ FOLDER = "names"
 _WHAT = "the container's names"
 SOCKET = "agent.sock"
 _END_TIMEOUT = 1.0  # seconds to wait for an agent at the end of an attachment
-AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
+AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent", "aiohttp")
 
 
 @dataclass(frozen=True, slots=True)

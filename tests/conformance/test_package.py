@@ -1,4 +1,4 @@
-"""Debian's package in a Debian 12 root: installed, upgraded under running containers, removed, purged."""
+"""Debian's package in roots of Debian 12 and 13: installed, upgraded under running containers, removed, purged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 
 from cni_plugin.cli import manual
 from lab import roots
-from lab.commands import run
 from lab.machine import Machine
-from lab.plugins import ROOT
 
 FOLDERS = ("etc", "opt", "run", "usr", "var")
 LOGS = ("/var/lib/dpkg/", "/var/log/", "/var/cache/")
@@ -31,19 +29,24 @@ kill -INT $!
 RUNNING = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep /usr/lib/weft/releases || :"
 
 
+LATER = pytest.param("bare-trixie", marks=pytest.mark.long(sampled=False))
+
+
+@pytest.fixture(scope="module", params=["bare-bookworm", LATER])
+def release(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def packages(release: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The package, and one of the next revision."""
-    folder = tmp_path_factory.mktemp("packages")
-    for revision in ("1", "2"):
-        run(str(ROOT / "bin/package"), "--output", str(folder), "--revision", revision, timeout=600)
-    first, second = sorted(folder.glob("weft_*.deb"))
+    first, second = roots.build_package(release, tmp_path_factory.mktemp("packages"), "1", "2")
     return first, second
 
 
 @pytest.fixture
-def machine(packages: tuple[Path, Path]) -> Iterator[Machine]:
-    made = Machine(layers=(roots.root("bookworm"),), shared=packages[0].parent)
+def machine(release: str, packages: tuple[Path, Path]) -> Iterator[Machine]:
+    made = Machine(layers=(roots.root(release),), shared=packages[0].parent)
     try:
         yield made
     finally:

@@ -28,6 +28,8 @@ _COMMON = (
     "busybox-static", "ca-certificates", "conmon", "crun", "curl", "iproute2", "iptables", "iputils-ping", "kmod",
     "libnftables1", "nftables", "podman", "procps", "python3", "python3-venv",
 )  # fmt: skip
+# What weft's Debian package depends on, ping, and what builds the package.
+_BARE = ("iproute2", "iputils-ping", "libnftables1", "netbase", "nftables", "python3", "python3-venv")
 # What the machine's apt needs to reach its mirror.
 _OF_APT = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIP")
 _OVERLAY = """
@@ -58,8 +60,8 @@ class Recipe:
 
 
 RECIPES = {
-    # What weft's Debian package depends on, and ping.
-    "bookworm": Recipe("bookworm", ("iproute2", "iputils-ping", "libnftables1", "netbase", "nftables", "python3")),
+    "bare-bookworm": Recipe("bookworm", _BARE),
+    "bare-trixie": Recipe("trixie", _BARE),
     "trixie": Recipe("trixie", (*_COMMON, "aardvark-dns", "netavark")),
     "docker": Recipe(
         "trixie",
@@ -140,6 +142,33 @@ def is_built(name: str) -> bool:
     return (cache() / f"{name}-{_key(RECIPES[name])}").is_dir()
 
 
+def build_package(name: str, folder: Path, *revisions: str) -> list[Path]:
+    """weft's Debian packages for a release, built on it, in ``folder``: one for each of ``revisions``.
+
+    On another release than this machine's ``bin/package`` runs in a root without a network, with wheels that
+    this machine's pip has fetched.
+    """
+    below = root(name)
+    if RECIPES[name].suite == _codename():
+        for revision in revisions:
+            run(str(ROOT / "bin/package"), "--output", str(folder), "--revision", revision, timeout=600)
+        return sorted(folder.glob("weft_*.deb"))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        top = Path(work, "top")
+        place = top / PLACE[1:]
+        ignored = shutil.ignore_patterns("__pycache__", "cni", ".*", "build", "dist", "tests")
+        shutil.copytree(ROOT, place, symlinks=True, ignore=ignored)
+        _pip("download", _version(below), f"--dest={place / 'wheels'}")
+        script = f"""
+            export PIP_NO_INDEX=1 PIP_FIND_LINKS={PLACE}/wheels
+            for revision; do {PLACE}/bin/package --output {PLACE}/dist --revision $revision; done
+        """
+        _inside((below,), top, "sh", "-euc", script, "sh", *revisions)
+        for path in (place / "dist").glob("weft_*.deb"):
+            shutil.move(path, folder)
+    return sorted(folder.glob("weft_*.deb"))
+
+
 def _libraries(name: str) -> Path:
     """The layer with weft's virtual environment for the Python of a root, fetched by this machine's
     pip.
@@ -150,18 +179,23 @@ def _libraries(name: str) -> Path:
 
     def build(folder: Path) -> None:
         _inside((below,), folder, "python3", "-I", "-m", "venv", "--without-pip", f"{PLACE}/.venv")
-        # The oldest C library of the wheels comes last: pip prefers what is named first.
-        platforms = [f"--platform={libc}_{os.uname().machine}" for libc in ("manylinux_2_28", "manylinux2014")]
-        run(
-            sys.executable, "-I", "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
-            "--no-compile", "--only-binary=:all:", f"--python-version={version}", *platforms,
-            f"--constraint={constraints}", f"--target={folder / PLACE[1:] / _site(version)}", *_wanted(),
-            timeout=600,
-        )  # fmt: skip
+        target = folder / PLACE[1:] / _site(version)
+        _pip("install", version, "--no-compile", f"--target={target}")
         _inside((below,), folder, "python3", "-I", "-m", "compileall", "-q", "-j0", f"{PLACE}/.venv/lib")
 
     key = _key(below.name, version, constraints.read_text(), _wanted())
     return _cached(f"libraries-{name}-{key}", build)
+
+
+def _pip(command: str, version: str, *options: str) -> None:
+    """Let this machine's pip fetch weft's libraries for another version of Python."""
+    # The oldest C library of the wheels comes last: pip prefers what is named first.
+    platforms = [f"--platform={libc}_{os.uname().machine}" for libc in ("manylinux_2_28", "manylinux2014")]
+    run(
+        sys.executable, "-I", "-m", "pip", command, "--quiet", "--no-input", "--disable-pip-version-check",
+        "--only-binary=:all:", f"--python-version={version}", *platforms,
+        f"--constraint={ROOT / 'constraints.txt'}", *options, *_wanted(), timeout=600,
+    )  # fmt: skip
 
 
 def _wanted() -> list[str]:
@@ -185,13 +219,15 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr((os.uname().machine, *parts)).encode()).hexdigest()[:12]
 
 
+def _codename() -> str:
+    """The name of this machine's release."""
+    lines = Path("/etc/os-release").read_text().splitlines()
+    return next(line.partition("=")[2].strip('"') for line in lines if line.startswith("VERSION_CODENAME="))
+
+
 def _mirror() -> str:
     """The mirror that this machine's own packages come from."""
-    codename = next(
-        line.partition("=")[2].strip('"')
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if line.startswith("VERSION_CODENAME=")
-    )
+    codename = _codename()
     wanted = ("Created-By: Packages", f"Release: {codename}", "Component: main")
     found = run("apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted).stdout.split()
     assert found, f"apt has no mirror for {codename}: /etc/apt/sources.list.d names none"

@@ -154,6 +154,28 @@ def test_invalid_configuration_starts_no_process(weft: Weft, tmp_path: Path) -> 
     assert weft("down").stdout == "agent not running\nengine not running\n"
 
 
+def test_a_changed_configuration_is_not_used_silently(weft: Weft, tmp_path: Path) -> None:
+    config = tmp_path / "weft.toml"
+    config.write_text('[agent]\nnode = "n1"\n[uplink]\nup = "1gbit"\n')
+    up = ("up", "--config", str(config))
+    weft(*up)
+    config.write_text('# a comment\n[agent]\nnode = "n1"\n[uplink]\nup = "2gbit"\n')
+    same = weft(*up)  # [uplink] is read by each ADD
+    assert "agent already running" in same.stdout and same.stderr == ""
+    config.write_text('[agent]\nnode = "n2"\n[dns]\nnode_ttl = "1s"\n')
+    changed = weft(*up, check=False)
+    assert changed.code == 1
+    assert f"another configuration: [agent], [dns] of {config} changed since it was started" in changed.stderr
+    assert f"To use it: weft down && weft up --config {config};" in changed.stdout
+    assert json.loads(weft(*up, "--json", check=False).stdout)["agent"]["changed"] == ["agent", "dns"]
+    config.write_text("[agnt]\n")
+    assert "unknown section [agnt]" in weft(*up, check=False).stderr
+    config.write_text('[agent]\nnode = "n2"\n')
+    weft("down")
+    weft(*up)
+    assert weft(*up).code == 0
+
+
 def test_commands_use_the_agents_configuration(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "other"\n[http]\nlisten = ["127.0.0.1:18500"]\n')
     found = weft("up", "--config", str(tmp_path / "weft.toml"))

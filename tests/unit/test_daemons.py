@@ -14,7 +14,7 @@ import pytest
 
 from weft import __version__, daemons
 from weft.daemons import REFRESHED, Daemon
-from weft.errors import Busy, WeftError
+from weft.errors import Busy, LibraryMissing, WeftError
 
 
 def serve(path: Path, answer: bytes) -> subprocess.Popen[bytes]:
@@ -38,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The modules that were started; each then listens on the socket."""
     modules: list[str] = []
 
-    def start(module: str, purpose: str) -> None:
+    def start(module: str, purpose: str, library: str) -> None:
         path = tmp_path / "agent.sock"
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
@@ -64,6 +64,12 @@ AGENT = Daemon("cni_plugin.agent.main", "answers names", "weft agent")
 def test_a_daemon_is_started_if_none_answers(started: list[str], tmp_path: Path) -> None:
     AGENT.ensure(str(tmp_path / "agent.sock"))
     assert started == [AGENT.module]
+
+
+def test_a_daemon_without_its_library_is_not_started(tmp_path: Path) -> None:
+    lacking = Daemon("cni_plugin.agent.main", "answers names", "weft agent", "no_such_library")
+    with pytest.raises(LibraryMissing, match="the process that answers names needs the library no_such_library"):
+        lacking.ensure(str(tmp_path / "agent.sock"))
 
 
 @pytest.mark.parametrize("answer", [b"looked\n", b"looked\n0.0.1\n"], ids=["0.1", "older"])
@@ -101,7 +107,7 @@ def test_other_listeners_and_missing_sockets_are_not_daemons(tmp_path: Path) -> 
 
 
 def test_a_daemon_that_does_not_start_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(daemons, "start", lambda module, purpose: None)
+    monkeypatch.setattr(daemons, "start", lambda module, purpose, library: None)
     monkeypatch.setattr(daemons, "_START_TIMEOUT", 0.1)
     with pytest.raises(WeftError, match=r"did not start within 0\.1 s"):
         AGENT.ensure(str(tmp_path / "agent.sock"))
