@@ -20,7 +20,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import code, listener
 from cni_plugin.ops.announcement import AGENT
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import daemons, files, locks, systemd
+from weft import __version__, daemons, files, locks, systemd
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
@@ -210,18 +210,28 @@ def _replace_others() -> list[str]:
     the next call of a runtime starts an engine. Those that ran.
     """
     replaced = []
-    agent = running()
-    if agent is not None and not runs_own_code(agent.process):
+    found = others()
+    if "agent" in found:
         replaced.append(f"agent, process {_stop_agent()}")
         _start_agent()
-    engine = engines.running()
-    if engine is not None and not runs_own_code(engine.process):
+    if "engine" in found:
         replaced.append(f"engine, process {engines.stop()}")
-    driver = drivers.running()
-    if driver and not runs_own_code(driver):
+    if "driver for Docker" in found:
         replaced.append(f"driver for Docker, process {drivers.stop()}")
         drivers.start()
     return replaced
+
+
+def others() -> list[str]:
+    """The daemons that run another installation's code, or an earlier release of this one's."""
+    agent, engine, driver = running(), engines.running(), drivers.running()
+    found = []
+    if agent is not None:
+        same = agent.report is None or agent.report.version == __version__
+        found += ["agent"] if not (same and runs_own_code(agent.process)) else []
+    found += ["engine"] if engine is not None and not runs_own_code(engine.process) else []
+    found += ["driver for Docker"] if driver and not runs_own_code(driver) else []
+    return found
 
 
 def runs_own_code(process: int) -> bool:

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from cni_plugin.cli import agents
+from cni_plugin.cli import agents, documents
+from cni_plugin.cli.manual import COMPLETIONS
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -16,7 +17,11 @@ from cni_plugin.service.gc import collect_stale
 from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import BadOption, InUse
 
-_KEPT = ("/etc/weft", "/var/lib/weft", "/var/lib/cni/networks")
+_KEPT = ("/etc/weft", "/var/lib/weft", "/var/log/weft", "/var/lib/cni/networks")
+_NOT_STARTED = {
+    "weft-agent.service": "names and services: systemctl enable --now weft-agent",
+    "weft-docker.socket": "Docker's networks: systemctl enable --now weft-docker.socket",
+}
 
 
 @click.command()
@@ -24,7 +29,10 @@ _KEPT = ("/etc/weft", "/var/lib/weft", "/var/lib/cni/networks")
 @click.argument("folder", metavar="[FOLDER]", required=False, default="")
 @click.option("--replace", is_flag=True, help="Replace plugins of other projects.")
 @click.option("--systemd", is_flag=True, help="Install systemd's units, and start the engine's socket and the timer.")
-def install(folder: str, replace: bool, systemd: bool, json_output: bool) -> None:
+@click.option(
+    "--share", metavar="FOLDER", default="", help="Install man pages, completion, examples: /usr/local/share."
+)
+def install(folder: str, replace: bool, systemd: bool, share: str, json_output: bool) -> None:
     """Install weft's CNI plugins into FOLDER: the executable, and a symbolic link for each plugin.
 
     Run it again after every upgrade. Other files are kept; plugins of other projects are only replaced
@@ -35,10 +43,10 @@ def install(folder: str, replace: bool, systemd: bool, json_output: bool) -> Non
 
     \b
     Example:
-      weft install /opt/cni/bin --systemd
+      weft install /opt/cni/bin --systemd --share /usr/local/share
     """
-    if not folder and not systemd:
-        raise BadOption("neither FOLDER nor --systemd is given", hint="weft install /opt/cni/bin")
+    if not (folder or systemd or share):
+        raise BadOption("no FOLDER, --systemd or --share is given", hint="weft install /opt/cni/bin")
     made: dict[str, object] = {}
     if folder:
         made |= _install_plugins(os.path.abspath(folder), replace, json_output)
@@ -48,12 +56,19 @@ def install(folder: str, replace: bool, systemd: bool, json_output: bool) -> Non
         made |= {"units": written, **({"problem": problem} if problem else {})}
         if not json_output:
             say(f"{units.FOLDER}: installed {', '.join(written)}")
-            say(
-                problem
-                or f"started {', '.join(units.STARTED)}; for names and services: systemctl enable --now weft-agent"
-            )
+            say(problem or f"enabled and started {', '.join(units.STARTED)}")
+            for name, how in _NOT_STARTED.items() if not problem else ():
+                say(f"not started: {name}, for {how}")
+    if share:
+        pages = documents.write(os.path.abspath(share))
+        made |= {"documents": pages}
+        if not json_output:
+            say(f"{share}: installed man pages, completion of {', '.join(COMPLETIONS)}, and examples in {pages[-1]}")
+    others = agents.others()
+    if others and not json_output:
+        say(f"{' and '.join(others)} of another release still run: weft up --restart replaces them")
     if json_output:
-        as_json(made)
+        as_json({**made, "outdated": others})
 
 
 def _install_plugins(path: str, replace: bool, json_output: bool) -> dict[str, object]:
@@ -75,12 +90,13 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
     """Stop weft, and remove what it has changed on this host; say what stays.
 
     Removes links, addresses and rules of networks without attachments, virtual addresses, systemd's
-    units that weft install has written, and weft's plugins from each FOLDER. Refused while there are
-    attachments, unless --keep. Definitions of networks, registered services and settings stay.
+    units that weft install has written, and weft's plugins, man pages and completion from each FOLDER.
+    Refused while there are attachments, unless --keep. Definitions of networks, registered services and
+    settings stay.
 
     \b
     Example:
-      weft uninstall /opt/cni/bin
+      weft uninstall /opt/cni/bin /usr/local/share
     """
     tool.prepare_to("remove weft")
     attachments = [str(record.attachment) for record in tool.service.records.all()]
@@ -95,7 +111,8 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
         agents.remove_virtual_addresses()
     removed = [os.path.join(units.FOLDER, name) for name in units.remove()]
     for folder in folders:
-        removed += [os.path.join(folder, name) for name in installation.remove(os.path.abspath(folder))]
+        path = os.path.abspath(folder)
+        removed += [*(os.path.join(path, name) for name in installation.remove(path)), *documents.remove(path)]
     left = [path for path in (tool.config, *_KEPT) if os.path.isdir(path) and os.listdir(path)]
     if json_output:
         as_json({"stopped": stopped, "freed": freed, "removed": removed, "attachments": attachments, "left": left})
@@ -106,3 +123,4 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
         say(f"left attachment {attachment}")
     for path in left:
         say(f"left {path}")
+    say(installation.removal())

@@ -107,6 +107,23 @@ def _scripts() -> str:
     return os.path.dirname(os.path.abspath(sys.executable))
 
 
+def programs() -> list[str]:
+    """The paths of what ``weft install`` has written beside this installation's Python, where it has."""
+    here = installed()
+    return [path for path in (here.launcher, here.engine) if os.path.exists(path)]
+
+
+def removal() -> str:
+    """The command that removes this installation itself, as a sentence."""
+    root = os.path.dirname(_package_folder("weft"))
+    if root.startswith("/usr/lib/weft/"):
+        return "weft itself is Debian's package: apt purge weft removes it, its settings and its state"
+    if os.path.exists(os.path.join(root, "pyproject.toml")):
+        return f"weft itself is the checkout {root}"
+    written = "".join(f" {path}" for path in programs())
+    return f"weft itself is in {root}: {sys.executable} -m pip uninstall weft{f'; rm{written}' if written else ''}"
+
+
 def _package_folder(name: str) -> str:
     found = find_spec(name)
     if found is None or not found.origin:

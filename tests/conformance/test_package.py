@@ -77,6 +77,7 @@ def test_installed_upgraded_removed_and_purged(machine: Machine, packages: tuple
     assert machine.run("weft", "version", "--json").json["parts"][0]["part"] == "weft"
     for page in ("weft", "weft-network", "weft-kv"):
         assert ".SH NAME" in machine.run("zcat", f"/usr/share/man/man1/{page}.1.gz").stdout
+    assert machine.run("ls", "/usr/share/doc/weft/examples/weft.toml", "/usr/share/doc/weft/README.md")
     for path in manual.COMPLETIONS.values():
         assert "_WEFT_COMPLETE" in machine.run("cat", f"/usr/share/{path}").stdout
     machine.run("weft", "network", "create", "blue", "--subnet", "10.88.0.0/24", "--names")

@@ -63,9 +63,13 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     run(PYTHON, "-I", "-m", "venv", "--without-pip", str(environment), timeout=120)
     python = str(environment / "bin" / "python")
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel), environment=PATH, timeout=120)
-    # The wheel does not contain weft's dependencies: those of the checkout are used.
+    # The wheel does not contain weft's dependencies: those of the checkout are used, without the extras'.
+    libraries = place / "libraries"
+    libraries.mkdir()
+    for name in ("click", "netaddr", "pyroute2"):
+        (libraries / name).symlink_to(Path(sysconfig.get_path("purelib"), name))
     (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "libraries.pth").write_text(f"{libraries}\n")
     return Installed(wheel, environment, compiled)
 
 
@@ -102,6 +106,24 @@ def test_what_is_installed_serves_a_runtime(host: Host, installed: Installed, tm
     cni.delete(CONF, path, extra={"WEFT_ENGINE": "require"})
     installed.weft("engine", "stop")
     assert installed.weft("engine", "status", check=False).code == 1
+
+
+def test_documents_and_units_are_inside(installed: Installed, tmp_path: Path) -> None:
+    installed.weft("install", "--share", str(tmp_path))
+    assert "weft network create" in (tmp_path / "man/man1/weft-network.1").read_text().replace("\\-", "-")
+    assert "_WEFT_COMPLETE" in (tmp_path / "bash-completion/completions/weft").read_text()
+    assert (tmp_path / "doc/weft/examples/weft.toml").is_file()
+    said = installed.weft("uninstall", str(tmp_path)).stdout
+    assert f"weft itself is in {installed.environment}/lib" in said and "-m pip uninstall weft" in said
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("command", ["up", "agent", "docker"])
+def test_without_the_extra_a_sentence_says_what_is_missing(host: Host, installed: Installed, command: str) -> None:
+    found = installed.weft(command, check=False)
+    assert found.code == 1 and "Traceback" not in found.stderr, found
+    assert "needs the library aiohttp, which is not installed\n" in found.stderr
+    assert "hint: pip install aiohttp beside weft" in found.stderr
 
 
 def test_foreign_plugins_are_replaced_only_with_the_option(installed: Installed, tmp_path: Path) -> None:

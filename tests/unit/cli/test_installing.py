@@ -58,6 +58,24 @@ def test_only_own_plugins_are_removed(run, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["macvlan", "own"]
 
 
+def test_man_pages_and_completion_are_installed_and_removed(run, tmp_path: Path) -> None:
+    folder = tmp_path / "share"
+    others = folder / "man/man1"
+    others.mkdir(parents=True)
+    for name in ("weft-of-others.1", "ls.1"):
+        (others / name).write_text('.TH "OTHER" "1"\n')
+    said = run.good("install", "--share", str(folder))
+    assert f"man pages, completion of bash, zsh, fish, and examples in {folder}/doc/weft/examples" in said
+    assert (folder / "doc/weft/examples/weft.conflist").is_file()
+    assert ".SH NAME" in (others / "weft-network.1").read_text()
+    assert "_WEFT_COMPLETE" in (folder / "zsh/site-functions/_weft").read_text()
+    said = run.good("uninstall", str(folder))
+    assert f"removed {folder}/man/man1/weft.1" in said
+    assert f"weft itself is the checkout {Path(__file__).parents[3]}" in said
+    files = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    assert files == ["ls.1", "weft-of-others.1"]
+
+
 def test_an_own_link_and_no_other_file_is_taken_for_a_plugin(tmp_path: Path) -> None:
     (tmp_path / "bridge").symlink_to("elsewhere")
     assert installation.remove(str(tmp_path)) == []
