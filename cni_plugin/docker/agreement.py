@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
@@ -65,10 +66,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Surplus:
-    """Files of what Docker does not have; of pools, single addresses."""
+    """Files of what Docker does not have, and when they were made; of pools, single addresses."""
 
     networks: frozenset[str]
-    endpoints: frozenset[Endpoint]
+    endpoints: frozenset[tuple[str, float]]
     pools: frozenset[tuple[str, float]]
     addresses: frozenset[tuple[str, str, float]]
 
@@ -117,26 +118,36 @@ class Agreement:
     async def run(self) -> None:
         """Until cancelled. dockerd need not run."""
         while True:
-            with contextlib.suppress(NoDocker):
+            try:
                 await self._follow()
+            except NoDocker:
+                pass
+            except Exception:  # whatever it was must not be the end of all comparisons
+                stderr.write(f"weft docker: comparing with Docker failed, and is repeated: {traceback.format_exc()}\n")
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _follow(self) -> None:
-        """Agree, then go on with each event, until dockerd ends."""
+        """Agree, and go on with each event, until dockerd ends or one of them fails."""
         events = self._api.events()
         await anext(events, None)
-        agreeing = asyncio.gather(self._agree_again(), self._follow_cluster())
+        works = (self._follow_events(events), self._agree_again(), self._follow_cluster())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
-            async for event in events:
-                told = (event.get("Type"), event.get("Action"))
-                if told in _TOLD:
-                    await self.settle()
-                    if self._unnamed or told == _RENAMED:  # else it is no container of weft's
-                        await self._announce(_container(event), again=True)
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
-            agreeing.cancel()
-            with contextlib.suppress(asyncio.CancelledError, NoDocker):
-                await agreeing
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow_events(self, events: AsyncIterator[Json]) -> None:
+        async for event in events:
+            told = (event.get("Type"), event.get("Action"))
+            if told in _TOLD:
+                await self.settle()
+                if self._unnamed or told == _RENAMED:  # else it is no container of weft's
+                    await self._announce(_container(event), again=True)
 
     async def _agree_again(self) -> None:
         while True:
@@ -252,7 +263,7 @@ class Agreement:
         unused = [one for one in pools if ip_network(one.subnet) not in seen.addresses]
         return Surplus(
             frozenset(one.id for one in self._kept.all(Network) if one.id not in seen.networks),
-            frozenset(one for one in self._kept.all(Endpoint) if one.id not in seen.endpoints),
+            frozenset((one.id, one.made) for one in self._kept.all(Endpoint) if one.id not in seen.endpoints),
             frozenset((one.id, one.made) for one in unused),
             frozenset(
                 (pool.id, text, made)
@@ -264,14 +275,19 @@ class Agreement:
         )
 
     async def _remove(self, surplus: Surplus) -> None:
-        for endpoint in surplus.endpoints:
-            await self._work(partial(self._driver.remove_endpoint, endpoint), f"endpoint {endpoint.id[:12]}")
+        for endpoint, _ in surplus.endpoints:
+            await self._work(partial(self._remove_endpoint, endpoint), f"endpoint {endpoint[:12]}")
         for network in surplus.networks:
             await self._work(partial(self._driver.forget, network), f"network {network[:12]}")
         for pool, _ in surplus.pools:
             await self._work(partial(self._kept.remove, Pool, pool), f"pool {pool}")
         for pool, text, made in surplus.addresses:
             await self._work(partial(self._free, pool, text, made), f"address {text}")
+
+    def _remove_endpoint(self, name: str) -> None:
+        endpoint = self._kept.read(Endpoint, name)  # as it is now: what is known of it may have become more
+        if endpoint is not None:
+            self._driver.remove_endpoint(endpoint)
 
     def _free(self, pool: str, text: str, made: float) -> None:
         self._addresses.free(pool, [ip_address(text)], before=made + 0.001)

@@ -213,3 +213,48 @@ def test_events_of_other_containers_cost_no_inspection(
     assert api.asked == ["other", "own", "third"]  # the last at its rename
     network = driver.network(NETWORK)
     assert calls.is_announced(network, driver.endpoint(call(EndpointID=ENDPOINT)))
+
+
+class Unready(FakeApi):
+    """Docker, whose first answer nobody has expected. Its events never end."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.looks = 0
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        yield {}
+        await asyncio.sleep(60)
+
+    async def networks(self, driver: str) -> list[Section]:
+        self.looks += 1
+        if self.looks == 1:
+            raise KeyError("Id")
+        return []
+
+
+def test_an_error_is_not_the_last_comparison(
+    kept: Kept,
+    calls: Fake,
+    driver: Networks,
+    addresses: Addresses,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.0)
+    created(driver)
+    api = Unready()
+
+    async def blocking(work: Callable[[], _T]) -> _T:
+        return work()
+
+    async def main() -> None:
+        comparing = asyncio.create_task(Agreement(api, kept, calls, driver, addresses, blocking).run())
+        async with asyncio.timeout(60):
+            while kept.read(Network, NETWORK) is not None:
+                await asyncio.sleep(0.01)
+        comparing.cancel()
+
+    asyncio.run(main())
+    assert "KeyError: 'Id'" in capsys.readouterr().err
