@@ -239,7 +239,7 @@ def test_an_error_is_not_the_last_comparison(
     driver: Networks,
     addresses: Addresses,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.0)
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.0)
@@ -257,4 +257,4 @@ def test_an_error_is_not_the_last_comparison(
         comparing.cancel()
 
     asyncio.run(main())
-    assert "KeyError: 'Id'" in capsys.readouterr().err
+    assert "KeyError: 'Id'" in capfd.readouterr().err
