@@ -12,12 +12,21 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from lab import dns, namespaces
 from lab.commands import Outcome, run
 from lab.plugins import ROOT
 from lab.waiting import until
 
 _FOLDERS = "/etc/cni /etc/weft /etc/containers /var/lib/cni /var/lib/weft /var/log/weft"
 _READY = 60.0
+_SERVER = (
+    "import socket,sys\n"
+    "server=socket.create_server(('', 80))\n"
+    "print('listens', flush=True)\n"
+    "while True:\n"
+    "    connection,_=server.accept(); connection.sendall(sys.argv[1].encode()); connection.close()\n"
+)
+_CLIENT = "import socket,sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).recv(99).decode())"
 Json = dict[str, Any]
 
 
@@ -106,6 +115,23 @@ class Machine:
         wait = ("-i", "0.2", "-w", str(int(seconds))) if expected else ("-w", "1")
         argv = ("ip", "netns", "exec", container, "ping", "-n", "-q", "-c", "1", *wait, to)
         return self.run(*argv, check=False).code == 0
+
+    def serve(self, container: str, text: str) -> subprocess.Popen[bytes]:
+        """A server on TCP port 80 in a container, which answers with the text, and listens when this returns."""
+        found = self.start("ip", "netns", "exec", container, "python3", "-c", _SERVER, text, stdout=subprocess.PIPE)
+        assert found.stdout is not None and found.stdout.readline()
+        return found
+
+    def fetch(self, container: str, address: str, port: int = 80) -> str:
+        """What a server answers a container, or the host itself if that is ""; "" without an answer."""
+        within = ("ip", "netns", "exec", container) if container else ()
+        return self.run(*within, "python3", "-c", _CLIENT, address, str(port), check=False).stdout.strip()
+
+    def resolved(self, container: str, name: str, server: str) -> list[str]:
+        """The addresses of a name, as a container is answered."""
+        with namespaces.inside(self.inside(container)):
+            reply = dns.ask(server, 53, dns.question(name), timeout=2)
+        return [text.rpartition(" ")[2] for text in dns.records(dns.read(reply).answer)] if reply else []
 
     # The agent
 

@@ -111,7 +111,7 @@ class Flat:
     """The network flat with a container on each host: IPv4 and IPv6 addresses by host."""
 
     def __init__(self, hosts: Machines) -> None:
-        hosts.create("flat", "-o", "mode=l2", "--subnet", "10.130.0.0/16", "--subnet", "fd00:130::/48")
+        hosts.create("flat", "--names", "-o", "mode=l2", "--subnet", "10.130.0.0/16", "--subnet", "fd00:130::/48")
         self.hosts = hosts
         self.four = {number: hosts[number].attach("flat", f"f{number}") for number in hosts.all}
         self.six = {number: inside(hosts[number], f"f{number}", 6) for number in hosts.all}
@@ -292,3 +292,80 @@ def test_direct_routes_are_not_for_encrypted_networks(hosts: Machines) -> None:
         argv = ("network", "create", "-d", "overlay", "both", "-o", "direct=true", "-o", option)
         found = hosts[1].weft(*argv, check=False)
         assert found.code and f"direct cannot be set together with {what}" in found.stderr
+
+
+OPEN = "10.170.0.0/16"
+
+
+class Open:
+    """The network open with direct routing, which is not internal, and a container on each host."""
+
+    def __init__(self, hosts: Machines) -> None:
+        hosts.create("open", "--names", "-o", "direct=true", "--subnet", OPEN)
+        self.four = {number: hosts[number].attach("open", f"o{number}") for number in hosts.all}
+
+
+@pytest.fixture(scope="module")
+def opened(hosts: Machines) -> Iterator[Open]:
+    made = Open(hosts)
+    yield made
+    for number in hosts.all:
+        hosts[number].detach("open", f"o{number}")
+
+
+@pytest.fixture(params=["flat", "open"])
+def spanning(request: pytest.FixtureRequest, flat: Flat, opened: Open) -> tuple[str, dict[int, str]]:
+    """A network of each mode, and its addresses."""
+    return request.param, (flat if request.param == "flat" else opened).four
+
+
+def picked(one: Machine, client: str, address: str, left: set[str]) -> bool:
+    """Fetch once, and note the answer; whether all have come."""
+    left.discard(one.fetch(client, address))
+    return not left
+
+
+def test_names_and_virtual_addresses_in_every_mode(hosts: Machines, spanning: tuple[str, dict[int, str]]) -> None:
+    """Clients are in the network of the instances, which are on two other hosts, and in one of the other mode."""
+    name, at = spanning
+    letter, gateway = name[0], f"{'.'.join(at[1].split('.')[:2])}.0.1"
+    until(lambda: hosts[1].resolved(f"{letter}1", f"weft-{letter}2", gateway) == [at[2]], SOON, "the name")
+    servers = [hosts[number].serve(f"{letter}{number}", str(number)) for number in (2, 3)]
+    try:
+        for number in (2, 3):
+            tagged = {"virtual": {"address": "", "port": 80}}
+            service = {"name": name, "address": at[number], "port": 80, "tagged_addresses": tagged}
+            hosts[number].write("/run/service.json", json.dumps({"service": service}))
+            hosts[number].weft("services", "register", "/run/service.json")
+        virtual, left = f"{name}.virtual.weft", {client: {"2", "3"} for client in ("f1", "o1")}
+        until(lambda: len(hosts[1].resolved(f"{letter}1", f"{name}.service.weft", gateway)) == 2, SOON, "instances")
+        address = hosts[1].resolved(f"{letter}1", virtual, gateway)[0]
+        until(lambda: picked(hosts[1], "f1", address, left["f1"]), SOON, "answers of both instances to f1")
+        until(lambda: picked(hosts[1], "o1", address, left["o1"]), SOON, "answers of both instances to o1")
+    finally:
+        for process in servers:
+            process.kill()
+            process.communicate()
+        for number in (2, 3):
+            hosts[number].weft("services", "deregister", f"-id={name}", check=False)
+
+
+def test_published_ports_in_every_mode(hosts: Machines, spanning: tuple[str, dict[int, str]]) -> None:
+    """From the host itself, another host, and containers of both networks on this host and another."""
+    name, _ = spanning
+    hosts[2].add(name, "public", portMappings=[{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}])
+    process = hosts[2].serve("public", name)
+    try:
+        for number in (1, 2):
+            for client in ("", f"f{number}", f"o{number}"):
+                assert hosts[number].fetch(client, hosts[2].address, 8080) == name, (number, client)
+    finally:
+        process.kill()
+        process.communicate()
+        hosts[2].add(name, "public", command="DEL")
+        hosts[2].run("ip", "netns", "delete", "public")
+
+
+def test_networks_of_both_modes_are_isolated(hosts: Machines, flat: Flat, opened: Open) -> None:
+    assert not hosts[1].ping("f1", opened.four[2], expected=False)
+    assert not hosts[1].ping("o1", flat.four[2], expected=False)

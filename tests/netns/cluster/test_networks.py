@@ -14,23 +14,14 @@ from typing import Any
 
 import pytest
 
-from lab import namespaces
 from lab.abilities import require
 from lab.commands import run
-from lab.dns import ask, question, read, records
 from lab.etcd import KILL, Cluster
 from lab.hosts import Machine, Machines
 from lab.waiting import until
 
 pytestmark = pytest.mark.in_order
 _SOON = 60.0
-SERVER = (
-    "import socket,sys\n"
-    "server=socket.create_server(('', 80))\n"
-    "while True:\n"
-    "    connection,_=server.accept(); connection.sendall(sys.argv[1].encode()); connection.close()\n"
-)
-CLIENT = "import socket,sys; print(socket.create_connection((sys.argv[1], 80), 5).recv(99).decode())"
 
 
 class Blue:
@@ -103,16 +94,10 @@ def cluster_problem(one: Machine, network: str, node: str) -> str:
 
 @pytest.fixture
 def server(hosts: Machines, blue: Blue) -> Iterator[None]:
-    argv = ("ip", "netns", "exec", "c2", "python3", "-c", SERVER, "two")
-    process = hosts[2].start(*argv, stderr=subprocess.DEVNULL)
+    process = hosts[2].serve("c2", "two")
     yield
     process.kill()
     process.wait()
-
-
-def fetch(one: Machine, container: str, address: str) -> str:
-    argv = ("ip", "netns", "exec", container, "python3", "-c", CLIENT, address)
-    return one.run(*argv, check=False).stdout.strip()
 
 
 def test_a_service_of_another_host_has_a_virtual_address_here(hosts: Machines, blue: Blue, server: None) -> None:
@@ -129,14 +114,8 @@ def test_a_service_of_another_host_has_a_virtual_address_here(hosts: Machines, b
 
     until(lambda: virtual(1), _SOON, "a virtual address")
     for number in (1, 3):
-        until(lambda number=number: fetch(hosts[number], f"c{number}", virtual(1)) == "two", _SOON, "the answer")  # type: ignore[misc]
+        until(lambda number=number: hosts[number].fetch(f"c{number}", virtual(1)) == "two", _SOON, "the answer")  # type: ignore[misc]
     hosts[2].weft("services", "deregister", "-id=web")
-
-
-def resolved(one: Machine, container: str, name: str, server: str) -> list[str]:
-    with namespaces.inside(one.inside(container)):
-        reply = ask(server, 53, question(name), timeout=2)
-    return [text.rpartition(" ")[2] for text in records(read(reply).answer)] if reply else []
 
 
 @pytest.mark.long
@@ -145,25 +124,25 @@ def test_names_and_services_are_known_on_other_hosts(hosts: Machines) -> None:
     server = "10.150.0.1"
     hosts[1].attach("named", "n1")
     address = hosts[2].attach("named", "n2")
-    until(lambda: resolved(hosts[1], "n1", "weft-n2", server) == [address], _SOON, "the name of a container")
-    until(lambda: resolved(hosts[2], "n2", "weft-n1.named", server), _SOON, "the name of the other")
+    until(lambda: hosts[1].resolved("n1", "weft-n2", server) == [address], _SOON, "the name of a container")
+    until(lambda: hosts[2].resolved("n2", "weft-n1.named", server), _SOON, "the name of the other")
     hosts[2].weft("network", "create", "plain", "--names")
     ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
     alone = hosts[2].add("plain", "p1", "IgnoreUnknown=1;SERVICE_NAME=alone;SERVICE_PORT=80")
     hosts[2].add("plain", "p2", "IgnoreUnknown=1;SERVICE_NAME=public;SERVICE_PORT=80", portMappings=ports)
     spanning = hosts[2].add("named", "p3", "IgnoreUnknown=1;SERVICE_NAME=spanning;SERVICE_PORT=80")
-    until(lambda: resolved(hosts[1], "n1", "spanning.service.weft", server) == [spanning], _SOON, "a service")
+    until(lambda: hosts[1].resolved("n1", "spanning.service.weft", server) == [spanning], _SOON, "a service")
     until(
-        lambda: resolved(hosts[1], "n1", "public.service.weft", server) == [hosts[2].address], _SOON, "a published one"
+        lambda: hosts[1].resolved("n1", "public.service.weft", server) == [hosts[2].address], _SOON, "a published one"
     )
-    assert resolved(hosts[1], "n1", "alone.service.weft", server) == []
-    assert resolved(hosts[2], "n2", "alone.service.weft", server) == [alone]
+    assert hosts[1].resolved("n1", "alone.service.weft", server) == []
+    assert hosts[2].resolved("n2", "alone.service.weft", server) == [alone]
     found = hosts[1].weft("services", "list", "-detailed", "-json").json
     reach = {one["Service"]: one["Reach"] for one in found}
     wanted = {"alone": "its host", "public": f"{hosts[2].address}:8080", "spanning": "everywhere"}
     assert {name: reach[name] for name in wanted} == wanted
     hosts[2].detach("named", "n2")
-    until(lambda: resolved(hosts[1], "n1", "weft-n2", server) == [], _SOON, "the end of the name")
+    until(lambda: hosts[1].resolved("n1", "weft-n2", server) == [], _SOON, "the end of the name")
     hosts[1].detach("named", "n1")
     for network, container in (("named", "p3"), ("plain", "p1"), ("plain", "p2")):
         hosts[2].add(network, container, "IgnoreUnknown=1", command="DEL")
