@@ -350,8 +350,6 @@ def test_names_and_virtual_addresses_in_every_mode(hosts: Machines, spanning: tu
         for process in servers:
             process.kill()
             process.communicate()
-        for number in (2, 3):
-            hosts[number].weft("services", "deregister", f"-id={name}", check=False)
 
 
 def test_published_ports_in_every_mode(hosts: Machines, spanning: tuple[str, dict[int, str]]) -> None:
