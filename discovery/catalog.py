@@ -8,7 +8,7 @@ changed it, so that blocking queries wake for their own topics only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from discovery import layout
 from discovery.layout import DecodeError, decode
@@ -25,6 +25,8 @@ CHECKS: Topic = ("checks", "")
 VIRTUALS: Topic = ("virtuals", "")
 QUERIES: Topic = ("queries", "")
 """All prepared queries."""
+
+_STEP = 500  # entries that are loaded without a pause
 
 Listener = Callable[[int, frozenset[Topic]], None]
 
@@ -237,52 +239,75 @@ class Catalog:
 
     def load(self, entries: Iterable[Entry], revision: int) -> None:
         """Replace the contents by these entries, as of a revision."""
-        found = {entry.key: entry for entry in entries}
+        for _ in self.loading(entries, revision):
+            pass
+
+    def loading(self, entries: Iterable[Entry], revision: int) -> Iterator[None]:
+        """``load`` in steps of some milliseconds, if there is nothing yet."""
+        if self._initial_revision == 1:
+            self._initial_revision = max(1, revision)
         held = {layout.store_key(value): value for value in self.entries()}
+        if not held:
+            yield from self._fill(entries, revision)
+            return
+        found = {entry.key: entry for entry in entries}
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
             if key not in held or modified(held[key]) != entry.mod_revision
         ]
-        if self._initial_revision == 1:
-            self._initial_revision = max(1, revision)
         self.apply(Batch(revision, tuple(events)))
+
+    def _fill(self, entries: Iterable[Entry], revision: int) -> Iterator[None]:
+        """Load an empty catalog: what has changed is everything, not noted for each entry."""
+        for number, entry in enumerate(entries, 1):
+            self._apply(entry.key, entry)
+            if not number % _STEP:
+                yield
+        named = ((kind, name) for name in self._by_service for kind in ("service", "health"))
+        nodes = ((kind, name) for name in self._nodes for kind in ("node", "node checks"))
+        virtuals = map(virtual, self._virtuals_by_service)
+        self._note(revision, {SERVICES, NODES, CHECKS, VIRTUALS, QUERIES, *named, *nodes, *virtuals})
 
     def apply(self, batch: Batch) -> None:
         """Apply the changes of one revision, then wake waiters and call listeners."""
         touched: set[Topic] = set()
         for event in batch.events:
-            touched |= self._apply(event)
+            touched.update(self._apply(event.key, event.entry))
+        self._note(batch.revision, touched)
+
+    def _note(self, changed: int, touched: set[Topic]) -> None:
+        """Wake waiters and call listeners: a revision has changed these topics."""
         # Whoever waits for a service by another spelling waits for its name in lower case.
         touched |= {(kind, name.lower()) for kind, name in touched if kind in ("service", "health")}
-        self.index = max(self.index, batch.revision)
+        self.index = max(self.index, changed)
         for arriving, revision in self._revision_waiters.items():
             if revision <= self.index:
                 arriving.set()
         for topic in touched:
-            self._changed[topic] = batch.revision
+            self._changed[topic] = changed
             for waiting in self._topic_waiters.get(topic, ()):
                 waiting.set()
         if touched:
             topics = frozenset(touched)
             for listener in tuple(self._listeners):
-                listener(batch.revision, topics)
+                listener(changed, topics)
 
-    def _apply(self, event: Event) -> set[Topic]:
+    def _apply(self, key: str, entry: Entry | None) -> Sequence[Topic]:
         """Apply one change; returns the topics it changes."""
-        kind, names = layout.split_key(event.key)
+        kind, names = layout.split_key(key)
         change = _HANDLERS.get(kind)
         if change is None:
-            return set()
-        self.undecodable.pop(event.key, None)
+            return ()
+        self.undecodable.pop(key, None)
         value: CatalogEntry | None = None
-        if event.entry is not None:
+        if entry is not None:
             try:
-                value = decode(event.entry)
+                value = decode(entry, kind)
             except DecodeError as error:
                 # Treated as missing: one malformed entry must not block the others.
-                self.undecodable[event.key] = str(error)
-        return set(change(self, names, value))
+                self.undecodable[key] = str(error)
+        return tuple(change(self, names, value))
 
     def _put_node(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
         (name,) = names

@@ -40,9 +40,21 @@ class Kept(Protocol):
 
 
 class CatalogSync:
-    """Keeps one catalog in sync with one store, and a copy of it; and ``kept`` at most 5 seconds behind."""
+    """Keeps one catalog in sync with one store, and a copy of it; and ``kept`` at most 5 seconds behind.
 
-    def __init__(self, catalog: Catalog, store: Store, copy: Follower | None = None, kept: Kept | None = None) -> None:
+    ``without`` is a prefix of keys that are not the catalog's, and need not be read.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        copy: Follower | None = None,
+        kept: Kept | None = None,
+        *,
+        without: str = "",
+    ) -> None:
+        self._without = without
         self._catalog = catalog
         self._copy = copy
         self._store = store
@@ -65,7 +77,7 @@ class CatalogSync:
         if found is None:
             return False
         log.warning("services are those that were known at revision %d, until the store answers", found.revision)
-        self._set(found)
+        await self._set(found)
         return True
 
     async def stop(self) -> None:
@@ -93,14 +105,15 @@ class CatalogSync:
             self._saved = revision
 
     async def _load(self) -> int:
-        found = await self._store.range(layout.ROOT)
-        self._set(found)
+        found = await self._store.range(layout.ROOT, without=self._without)
+        await self._set(found)
         return found.revision
 
-    def _set(self, found: Range) -> None:
+    async def _set(self, found: Range) -> None:
         if self._copy is not None:
             self._copy.load(found.entries, found.revision)
-        self._catalog.load(found.entries, found.revision)
+        for _ in self._catalog.loading(found.entries, found.revision):
+            await asyncio.sleep(0)  # the copy, in another process, is sent its entries meanwhile
         self.loaded.set()
 
     async def _follow(self, after: int | None) -> None:

@@ -75,7 +75,12 @@ def host_prefix(node: str) -> str:
 
 def local_key(node: str, kind: str, name: str = "") -> str:
     """The key of something that a node's agent persists: ``("n1", "service", "web-1")``."""
-    return f"{host_prefix(node)}own/{encode_name(kind)}/{encode_name(name)}"
+    return f"{local_prefix(node)}{encode_name(kind)}/{encode_name(name)}"
+
+
+def local_prefix(node: str) -> str:
+    """The prefix of all keys that a node's agent persists."""
+    return f"{host_prefix(node)}own/"
 
 
 def offer_key(service: str, network: str = "", node: str = "") -> str:
@@ -108,13 +113,15 @@ def encode(value: CatalogEntry) -> bytes:
     return _json({name: part for name, part in parts if part not in _EMPTY})
 
 
-def decode(entry: Entry) -> CatalogEntry:
-    """Decode an entry, with the store's revisions as its indexes. Raises DecodeError."""
-    build = _BUILDERS.get(split_key(entry.key)[0])
+def decode(entry: Entry, kind: str = "") -> CatalogEntry:
+    """Decode an entry, with the store's revisions as its indexes; ``kind`` is that of its key, where the
+    caller knows it. Raises DecodeError.
+    """
+    build = _BUILDERS.get(kind or split_key(entry.key)[0])
     if build is None:
         raise DecodeError(f"{entry.key}: unknown key prefix")
     try:
-        value = build(json.loads(entry.value.decode()), entry)
+        value = build(_loaded(entry.value), entry)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DecodeError(f"{entry.key}: {error}") from error
     if store_key(value) != entry.key:
@@ -122,10 +129,19 @@ def decode(entry: Entry) -> CatalogEntry:
     return value
 
 
+def _loaded(value: bytes) -> object:
+    """``json.loads``, a fifth faster where there are no spaces around it, as ``encode`` writes it. Raises
+    ValueError.
+    """
+    text = value.decode()
+    found, end = _RAW_DECODE(text)
+    return found if end == len(text) else json.loads(text)
+
+
 def decode_local(entry: Entry) -> Instance:
     """Decode an instance persisted by its node's agent; its indexes are 0. Raises DecodeError."""
     try:
-        return replace(_instance(json.loads(entry.value), entry), create_index=0, modify_index=0)
+        return _instance(_loaded(entry.value), replace(entry, create_revision=0, mod_revision=0))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DecodeError(f"{entry.key}: {error}") from error
 
@@ -138,7 +154,7 @@ def encode_check_definition(definition: CheckDefinition) -> bytes:
 def decode_check_definition(value: bytes) -> CheckDefinition:
     """Decode a persisted check definition. Raises DecodeError."""
     try:
-        found = json.loads(value)
+        found = json.loads(value.decode())
         parts = {name: part for name, part in found.items() if name in _names(CheckDefinition)}
         parts["initial"] = Status(parts["initial"])
         parts["headers"] = {name: tuple(values) for name, values in parts["headers"].items()}
@@ -179,6 +195,7 @@ def _names(kind: type) -> tuple[str, ...]:
     return found
 
 
+_RAW_DECODE = json.JSONDecoder().raw_decode
 _FIELDS: dict[type, tuple[str, ...]] = {}
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, default=_parts)
 

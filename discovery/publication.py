@@ -114,7 +114,7 @@ class Publication:
     async def persisted(self) -> Persisted:
         """What is persisted; malformed entries are ignored. Raises StoreError."""
         found = Persisted()
-        async for entry in unhurried((await self._local.range(layout.host_prefix(self._node) + "own/")).entries):
+        async for entry in unhurried((await self._local.range(layout.local_prefix(self._node))).entries):
             what, names = layout.split_key(entry.key)
             try:
                 match (what, *names[1:]):

@@ -52,6 +52,8 @@ _POLL_SECONDS = 1.0
 """Polling interval for changes by other processes and expired leases, besides inotify."""
 _COPY_SECONDS = 60.0
 """Between two copies of a store that changes."""
+_FIRST_COPY_SECONDS = 10.0
+"""Until the first copy where there is one already: a large store is not copied while its agent starts."""
 _COPY_SHARE = 0.01
 """The part of the time that making copies may take, however large the store is."""
 
@@ -144,10 +146,10 @@ class EmbeddedStore:
         data = encoded(key)
         return await self._read(lambda reader: reading.get(reader, data))
 
-    async def range(self, prefix: str, *, limit: int = 0) -> Range:
-        data = encoded(prefix, prefix=True)
+    async def range(self, prefix: str, *, limit: int = 0, without: str = "", containing: str = "") -> Range:
+        wanted = [encoded(one, prefix=True) for one in (prefix, without, containing)]
         check_number("limit", limit)
-        return await self._read(lambda reader: reading.get_range(reader, data, limit))
+        return await self._read(lambda reader: reading.get_range(reader, *wanted, limit=limit))
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         return (await self.transact((), (Put(key, value, lease),))).revision
@@ -244,7 +246,9 @@ class EmbeddedStore:
             raise
 
     async def _keep_copy(self) -> None:
-        """Copy the store when it was opened, from time to time while it changes, and when it is closed."""
+        """Copy the store soon after it was opened, from time to time while it changes, and when it is closed."""
+        if os.path.exists(recovery.backup_path(self._path)):
+            await self._ended_within(min(_FIRST_COPY_SECONDS, _COPY_SECONDS))
         while True:
             started, is_last = time.monotonic(), self._ended.is_set()
             try:
@@ -253,9 +257,12 @@ class EmbeddedStore:
                 log.warning("no copy of %s was made: %s", self._path, error)
             if is_last:
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(_COPY_SECONDS, (time.monotonic() - started) / _COPY_SHARE)):
-                    await self._ended.wait()
+            await self._ended_within(max(_COPY_SECONDS, (time.monotonic() - started) / _COPY_SHARE))
+
+    async def _ended_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     async def _copy(self) -> None:
         """Write the copy, if there were changes since; of a file that was deleted, too, which still is open.

@@ -147,8 +147,9 @@ class Store(Protocol):
     async def get(self, key: str) -> Entry | None:
         """The key's entry, None if it does not exist. *Equivalent to:* ``etcdctl get KEY``."""
 
-    async def range(self, prefix: str, *, limit: int = 0) -> Range:
-        """All keys with a prefix ("": all keys), or the first ``limit`` of them.
+    async def range(self, prefix: str, *, limit: int = 0, without: str = "", containing: str = "") -> Range:
+        """All keys with a prefix ("": all keys), or the first ``limit`` of them; ``without`` those with
+        another prefix, and only those with ``containing`` in them.
 
         *Equivalent to:* ``etcdctl get --prefix PREFIX``.
         """

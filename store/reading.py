@@ -58,15 +58,22 @@ def get(connection: sqlite3.Connection, key: bytes) -> Entry | None:
     return Entry(key.decode(), *row) if row else None
 
 
-def get_range(connection: sqlite3.Connection, prefix: bytes, limit: int) -> Range:
+def get_range(
+    connection: sqlite3.Connection, prefix: bytes, without: bytes = b"", containing: bytes = b"", *, limit: int = 0
+) -> Range:
+    end = prefix_end(prefix)
+    # Two ranges of the index: what is left out is not read.
+    parts = ((prefix, max(prefix, without)), (max(prefix, prefix_end(without)), end)) if without else ((prefix, end),)
+    rows: list[tuple[bytes, bytes, int, int, int, int]] = []
     with snapshot(connection):
         revision, _ = _state(connection)
-        rows = connection.execute(
-            "SELECT key, value, create_revision, mod_revision, version, lease FROM entries"
-            " WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-            (prefix, prefix_end(prefix), limit or -1),
-        ).fetchall()
-    return Range(tuple(Entry(key.decode(), *row) for key, *row in rows), revision)
+        for first, last in parts:
+            rows += connection.execute(
+                "SELECT key, value, create_revision, mod_revision, version, lease FROM entries"
+                " WHERE key >= ? AND key < ? AND instr(key, ?) ORDER BY key LIMIT ?",
+                (first, min(last, end), containing, limit - len(rows) if limit else -1),
+            )
+    return Range(tuple(Entry(row[0].decode(), *row[1:]) for row in rows), revision)
 
 
 def get_changes(connection: sqlite3.Connection, prefix: bytes, after: int) -> Page:

@@ -86,19 +86,28 @@ def open_recovering(path: Path, rename: Rename, suspected: str = "") -> sqlite3.
         for one in database.irregular(name, (".lock", ".turn", ".backup")):
             log.warning("%s is no regular file with one link; renamed to %s", one, _rename(one, one))
         with write_lock(name) as lock:
-            backup = read_backup(name)
-            expected = max(last_revision(name), backup.revision if backup else 0)
+            last = last_revision(name)
             try:
-                if suspected:
-                    raise Damaged(name, suspected)
-                if found := database.irregular(name, ("", "-wal", "-shm")):
-                    raise Damaged(name, f"{found[0]} is no regular file with one link")
-                with _kept_wal(name):
-                    return database.open_file(path, check=True, expected=expected, rename=rename)
+                return _open_intact(path, rename, suspected, max(last, _backup_revision(name)))
             except Damaged as damage:
-                revision = _recover(name, damage, backup, expected)
+                backup = read_backup(name)
+                if backup is None:  # what the copy says about itself may be all the damage
+                    with contextlib.suppress(Damaged):
+                        return _open_intact(path, rename, suspected, last)
+                revision = _recover(name, damage, backup, max(last, backup.revision if backup else 0))
                 database.write_revision(lock, revision)
             return database.open_file(path, check=False, rename=rename)
+
+
+def _open_intact(path: Path, rename: Rename, suspected: str, expected: int) -> sqlite3.Connection:
+    """Open the file, which has this revision or a later one. Raises Damaged."""
+    name = str(path)
+    if suspected:
+        raise Damaged(name, suspected)
+    if found := database.irregular(name, ("", "-wal", "-shm")):
+        raise Damaged(name, f"{found[0]} is no regular file with one link")
+    with _kept_wal(name):
+        return database.open_file(path, check=True, expected=expected, rename=rename)
 
 
 @contextlib.contextmanager
@@ -132,15 +141,30 @@ def read(connection: sqlite3.Connection) -> Contents:
 
 def read_backup(path: str) -> Contents | None:
     """The copy, None if there is none that is intact."""
-    name = backup_path(path)
-    if not os.path.isfile(name) or database.irregular(name, ("",)):
-        return None
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{name}?mode=ro", uri=True, isolation_level=None)) as connection:
+        with _backup(path) as connection:
             [(verdict,), *_] = connection.execute("PRAGMA integrity_check(1)").fetchall()
             return read(connection) if verdict == "ok" else None
-    except (sqlite3.Error, ValueError):
+    except (FileNotFoundError, sqlite3.Error, ValueError):
         return None
+
+
+def _backup_revision(path: str) -> int:
+    """The revision of the copy, which is not checked: that takes longer than to open a large store."""
+    try:
+        with _backup(path) as connection:
+            ((revision,),) = connection.execute("SELECT revision FROM state").fetchall()
+    except (FileNotFoundError, sqlite3.Error, ValueError):
+        return 0
+    return revision if isinstance(revision, int) else 0
+
+
+def _backup(path: str) -> contextlib.closing[sqlite3.Connection]:
+    """A connection to the copy. Raises FileNotFoundError, sqlite3.Error."""
+    name = backup_path(path)
+    if not os.path.isfile(name) or database.irregular(name, ("",)):
+        raise FileNotFoundError(name)
+    return contextlib.closing(sqlite3.connect(f"file:{name}?mode=ro", uri=True, isolation_level=None))
 
 
 def write_backup(path: str, contents: Contents) -> None:

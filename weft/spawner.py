@@ -42,8 +42,10 @@ Prepare = Callable[[], Work]
 class Spawner:
     """In the daemon: starts and ends workers, by the names in ``workers``. One thread uses it."""
 
-    def __init__(self, workers: Mapping[str, Prepare]) -> None:
-        """Fork it. Call it before the first thread starts. Raises OSError."""
+    def __init__(self, workers: Mapping[str, Prepare], preload: Callable[[], object] | None = None) -> None:
+        """Fork it. Call it before the first thread starts. It calls ``preload`` while the daemon starts, and
+        all workers have what that imports. Raises OSError.
+        """
         self._control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.collect()
         gc.freeze()
@@ -52,7 +54,7 @@ class Spawner:
             status = 1
             try:
                 self._control.close()
-                _Process(end, workers).run()
+                _Process(end, workers).run(preload)
                 status = 0
             finally:
                 os._exit(status)
@@ -102,13 +104,18 @@ class _Process:
         self._running: set[int] = set()
         self._libc = ctypes.CDLL(None)
 
-    def run(self) -> None:
+    def run(self, preload: Callable[[], object] | None) -> None:
         """Serve until the daemon ends. A service manager's SIGTERM is for the daemon, which then ends this."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _close_others(self._control)
         self._libc.prctl(_SET_NAME, b"weft-spawner", 0, 0, 0)
         confinement.confine(SPAWNER)
+        if preload is not None:
+            with contextlib.suppress(ImportError):  # of the worker that needs it, which says so
+                preload()
+            gc.collect()
+            gc.freeze()
         while True:
             request, descriptors, _, _ = socket.recv_fds(self._control, _MOST_BYTES, 1)
             self._reap()

@@ -33,6 +33,7 @@ from cni_plugin.agent.kept_catalog import KeptCatalog
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Given, Settings
 from cni_plugin.agent.stores import open_store
+from discovery import layout
 from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
@@ -149,6 +150,7 @@ class Agent:
         finally:
             if not self._is_recovering:
                 _notify("STOPPING=1")
+            loop.remove_reader(self._place.listener.fileno())
             self._place.close()
             for task in self._tasks:
                 task.cancel()
@@ -200,7 +202,8 @@ class Agent:
             with contextlib.suppress(WeftError):  # its start tries again
                 dns.start_worker()
         kept = KeptCatalog(str(catalog_file.folder(settings) / "catalog.json")) if settings.store is not None else None
-        sync = CatalogSync(catalog, store, dns.feed if dns is not None else None, kept)
+        own = layout.local_prefix(registry.node.name)  # most keys of a host with many services
+        sync = CatalogSync(catalog, store, dns.feed if dns is not None else None, kept, without=own)
         if problem:
             self._retry("registry", registry, problem)  # each request of it would wait for the store
             await sync.restore()
@@ -215,7 +218,6 @@ class Agent:
         if dns is not None:
             await self._start_part("dns", dns)
             await dns.set_networks(dns.names.networks())
-        # The HTTP library takes a third of a second to import; DNS is served meanwhile.
         new_server, new_front, new_checker, new_prober, page_routes = await asyncio.to_thread(_http)
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
@@ -489,7 +491,7 @@ def serving(path: str, given: Given) -> int:
 
 
 def _serve(path: str, given: Given, idle: float) -> int:
-    spawner = Spawner(WORKERS)
+    spawner = Spawner(WORKERS, _prepare_http)
     echo = open_sockets()
     try:
         settings = configuration.read(path, given)
@@ -549,7 +551,9 @@ WORKERS = {
     "lookups": lambda: lookup_worker.run,
     "http": _prepare_http,
 }
-"""The agent's workers, each with what it imports, after it has been forked."""
+"""The agent's workers, each with what it imports, after it has been forked; that of HTTP is needed at once, so
+its library, which takes 0.2 s to import, is imported while the agent reads its store.
+"""
 
 
 def _serve_confined(settings: Settings, spawner: Spawner, echo: dict[int, socket.socket], idle: float) -> int:

@@ -19,9 +19,10 @@ from typing import cast
 
 from cni_plugin.agent import confined
 from discovery import layout
+from discovery.health.connecting import load_authorities
 from discovery.health.grpc_probe import load_grpc
 from discovery.health.namespaces import AddressInfo
-from discovery.health.probes import Prober, load_authorities
+from discovery.health.probes import Prober
 from discovery.health.resolver import Address, literal
 from discovery.structs import CheckDefinition
 from weft.pair import Message, Pair
@@ -32,7 +33,9 @@ _SOCKET_SECONDS = 5.0  # until the agent has opened a socket
 
 
 def prepare() -> Work:
-    """Read what needs files: the certificate authorities."""
+    """Read what needs files: the HTTP library, the certificate authorities."""
+    from discovery.health import http_probe  # noqa: F401
+
     load_authorities()
     return run
 

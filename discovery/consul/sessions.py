@@ -104,7 +104,7 @@ class SessionManager:
         """Take up what there is, and release what ended meanwhile; the revision to follow
         ``changed`` from.
         """
-        found = await self._store.range(HOSTS)
+        found = await self._store.range(HOSTS, containing="/session/")
         self._sessions.clear()
         for entry in found.entries:
             self._on_change(entry.key, entry)

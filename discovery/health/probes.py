@@ -13,17 +13,13 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
-import aiohttp
 from aiohappyeyeballs import start_connection
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from discovery.check_targets import parse_url, split_host_port
 from discovery.health import namespaces
+from discovery.health.connecting import NEXT_ADDRESS_SECONDS, Lookups, Sockets, tls_context
 from discovery.health.grpc_probe import serving_status
 from discovery.health.namespaces import AddressInfo
 from discovery.health.resolver import Address, Resolver
@@ -38,23 +34,6 @@ STALL_SECONDS = 0.5
 """A timeout that is noticed this late is this process's doing: it was stopped, or busy."""
 _UDP_SECONDS = 1.0
 """Seconds to wait for ICMP port unreachable: most UDP services ignore an empty datagram."""
-_NEXT_ADDRESS_SECONDS = 0.3
-"""Before the next address of a host is tried as well, as Go does (RFC 8305)."""
-_MAX_HEADER = 1024 * 1024
-_MAX_HEADERS = 10_000
-_TOO_MANY = 429
-_REDIRECTS = 10
-_HEADERS = {"User-Agent": "Consul Health Check", "Accept": "text/plain, text/*, */*"}
-"""Consul's, unless the check has its own: services exclude them from logs by the first."""
-
-
-Sockets = Callable[[AddressInfo], socket.socket]
-
-
-class Lookups(Protocol):
-    """Looks hosts up, as Resolver."""
-
-    async def start(self, host: str) -> asyncio.Future[Sequence[Address]]: ...
 
 
 class Prober:
@@ -86,7 +65,7 @@ class Prober:
             if asyncio.get_running_loop().time() - (limit.when() or 0.0) > STALL_SECONDS:
                 return None
             status, text = Status.CRITICAL, _timed_out(definition)
-        except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
+        except (OSError, WeftError, ValueError) as error:
             status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
         return status, cut_output(text, definition.output_max_size)
 
@@ -99,12 +78,13 @@ class Prober:
             case "grpc":
                 return await serving_status(definition)
             case "http":
-                resolver = _Resolver(self._resolver, host, lookup)
-                if not definition.netns or lookup is None:
-                    return await _http(definition, resolver, self._sockets(definition))
-                # Redirects to other hosts are refused: only where the target itself is, is connected to.
-                target = {address for _, address in await asyncio.shield(lookup)}
-                return await _http(definition, resolver, self._sockets(definition, target))
+                from discovery.health.http_probe import request
+
+                sockets = self._sockets(definition)
+                if definition.netns and lookup is not None:
+                    # Redirects to other hosts are refused: only where the target itself is, is connected to.
+                    sockets = self._sockets(definition, {address for _, address in await asyncio.shield(lookup)})
+                return await request(definition, self._resolver, (host, lookup), sockets)
         assert lookup is not None
         found = await asyncio.shield(lookup)
         return await (_tcp if definition.type == "tcp" else _udp)(definition, found, self._sockets(definition))
@@ -122,28 +102,6 @@ class Prober:
             return sock
 
         return open_socket
-
-
-class _Resolver(AbstractResolver):
-    """The resolver of one HTTP probe; redirects may lead to other hosts."""
-
-    def __init__(self, resolver: Lookups, host: str, lookup: asyncio.Future[Sequence[Address]] | None) -> None:
-        self._resolver = resolver
-        self._host = host
-        self._lookup = lookup
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        lookup = self._lookup if host == self._host else None
-        found = await asyncio.shield(lookup or await self._resolver.start(host))
-        return [
-            {"hostname": host, "host": address, "port": port, "family": of, "proto": 0, "flags": socket.AI_NUMERICHOST}
-            for of, address in found
-        ]
-
-    async def close(self) -> None:
-        """Lookups in progress are others' as well."""
 
 
 def target_host(definition: CheckDefinition) -> str:
@@ -169,76 +127,19 @@ def _describe(definition: CheckDefinition) -> str:
     return definition.target or " ".join(definition.arguments)
 
 
-def load_authorities() -> None:
-    """Read all certificate authorities of the host now, for a process that opens no file later."""
-    folder = ssl.get_default_verify_paths().capath
-    paths = sorted(path for path in Path(folder).glob("*.[0-9]")) if folder else []
-    for verify in (True, False):
-        context = _tls(verify)
-        for path in paths if verify else ():
-            with contextlib.suppress(OSError):  # ssl.SSLError is one
-                context.load_verify_locations(path)
-
-
-@cache
-def _tls(verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
-async def _http(definition: CheckDefinition, resolver: AbstractResolver, sockets: Sockets) -> ProbeResult:
-    connector = aiohttp.TCPConnector(
-        force_close=True,
-        ssl=_tls(not definition.tls_skip_verify),
-        resolver=resolver,
-        use_dns_cache=False,
-        socket_factory=sockets,
-        happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS,
-    )
-    headers = [(name, value) for name, values in definition.headers.items() for value in values]
-    named = {name.lower() for name in definition.headers}
-    headers += [(name, value) for name, value in _HEADERS.items() if name.lower() not in named]
-    session = aiohttp.ClientSession(
-        connector=connector,
-        auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(),
-        max_line_size=_MAX_HEADER,
-        max_field_size=_MAX_HEADER,
-        max_headers=_MAX_HEADERS,
-    )
-    request = session.request(
-        definition.method,
-        parse_url(definition.target),
-        headers=headers,
-        data=definition.body or None,
-        allow_redirects=not definition.disable_redirects,
-        max_redirects=_REDIRECTS,
-        server_hostname=definition.tls_server_name or None,
-    )
-    async with session, request as answer:
-        body = await answer.content.read(definition.output_max_size)
-        text = f"HTTP {definition.method} {definition.target}: {answer.status} {answer.reason}"
-        text += f" Output: {body.decode('utf-8', 'replace')}"
-        if 200 <= answer.status < 300:
-            return Status.PASSING, text
-        return Status.WARNING if answer.status == _TOO_MANY else Status.CRITICAL, text
-
-
 async def _tcp(definition: CheckDefinition, found: Sequence[Address], sockets: Sockets) -> ProbeResult:
     loop = asyncio.get_running_loop()
     host, port = split_host_port(definition.target, "tcp")
     infos = [_info(address, socket.SOCK_STREAM, port) for address in found]
     sock = await start_connection(
-        infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=sockets
+        infos, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=sockets
     )
     with contextlib.closing(sock):
         if definition.tls:
             transport, _ = await loop.create_connection(
                 asyncio.Protocol,
                 sock=sock,
-                ssl=_tls(not definition.tls_skip_verify),
+                ssl=tls_context(not definition.tls_skip_verify),
                 server_hostname=definition.tls_server_name or host,
             )
             transport.abort()

@@ -87,13 +87,14 @@ class EtcdStore:
             found = await self._range(rpc.RangeRequest(key=self._keys.full(key)), f"get {key!r}")
             return self._keys.entry(found.kvs[0]) if found.kvs else None
 
-    async def range(self, prefix: str, *, limit: int = 0) -> Range:
-        encoded(prefix, prefix=True)
+    async def range(self, prefix: str, *, limit: int = 0, without: str = "", containing: str = "") -> Range:
+        for one in (prefix, without, containing):
+            encoded(one, prefix=True)
         check_number("limit", limit)
         with self._call():
             for _ in range(3):
                 with contextlib.suppress(_CompactedRead):
-                    return await self._pages(prefix, limit)
+                    return await self._pages(prefix, limit, without, containing)
             raise Unavailable(f"range {prefix!r}: compacted while it was read, three times")
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
@@ -206,7 +207,7 @@ class EtcdStore:
                 raise _CompactedRead from None
             raise self._connection.error(answered, what) from None
 
-    async def _pages(self, prefix: str, limit: int) -> Range:
+    async def _pages(self, prefix: str, limit: int, without: str, containing: str) -> Range:
         """All keys at one revision, in several requests."""
         start, end = self._keys.all(prefix)
         entries: list[Entry] = []
@@ -216,7 +217,11 @@ class EtcdStore:
             request = rpc.RangeRequest(key=start, range_end=end, limit=most, revision=revision)
             found = await self._range(request, f"range {prefix!r}")
             revision = revision or found.header.revision
-            entries += map(self._keys.entry, found.kvs)
+            entries += (
+                one
+                for one in map(self._keys.entry, found.kvs)
+                if containing in one.key and not (without and one.key.startswith(without))
+            )
             if not found.more or len(entries) == limit:
                 return Range(tuple(entries), revision)
             start = found.kvs[-1].key + b"\0"

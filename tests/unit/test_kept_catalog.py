@@ -27,7 +27,7 @@ class Away:
     def __init__(self) -> None:
         self.answers = False
 
-    async def range(self, prefix: str) -> Range:
+    async def range(self, prefix: str, *, without: str = "") -> Range:
         if not self.answers:
             raise Unavailable("no member answers")
         return Range((), 90)

@@ -98,8 +98,8 @@ class Shifted:
         entry = await self._store.get(key)
         return self._entry(entry)
 
-    async def range(self, prefix: str, *, limit: int = 0) -> Range:
-        found = await self._store.range(prefix, limit=limit)
+    async def range(self, prefix: str, *, limit: int = 0, without: str = "", containing: str = "") -> Range:
+        found = await self._store.range(prefix, limit=limit, without=without, containing=containing)
         return Range(tuple(self._there(entry) for entry in found.entries), found.revision - self._base)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,3 +267,14 @@ async def test_copies_are_made_only_of_changes(path: Path, monkeypatch: pytest.M
     await asyncio.sleep(0.3)
     await store.close()
     assert copies == [0, 1]
+
+
+async def test_a_damaged_copy_is_no_damage_of_the_store(path: Path, before: dict[str, bytes]) -> None:
+    copy = Path(f"{path}.backup")
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("UPDATE state SET revision = 1000000")
+    overwrite_page(copy)
+    store = await open_embedded(path, recover=True)
+    assert state(await store.range("")) == before
+    await store.close()
+    assert recovery.reports(str(path)) == []

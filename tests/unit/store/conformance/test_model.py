@@ -195,10 +195,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self.context.__aexit__(None, None, None))
         self.open()
 
-    @rule(prefix=prefixes, limit=st.integers(0, 3))
-    def look(self, prefix: str, limit: int) -> None:
-        found = self.run(self.store.range(prefix, limit=limit))
-        wanted = [self.model.entries[key] for key in sorted(self.model.entries) if key.startswith(prefix)]
+    @rule(prefix=prefixes, limit=st.integers(0, 3), without=prefixes, containing=prefixes)
+    def look(self, prefix: str, limit: int, without: str, containing: str) -> None:
+        found = self.run(self.store.range(prefix, limit=limit, without=without, containing=containing))
+        wanted = [
+            self.model.entries[key]
+            for key in sorted(self.model.entries)
+            if key.startswith(prefix) and containing in key and not (without and key.startswith(without))
+        ]
         assert list(found.entries) == wanted[: limit or None]
 
     @rule(prefix=prefixes, back=st.integers(0, HISTORY + SLACK + 5))
