@@ -9,7 +9,7 @@ from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks.conflists import Json
-from cni_plugin.networks.trace import Question, Traced, rule_text
+from cni_plugin.networks.trace import Question, Traced
 from cni_plugin.networks.trace import trace as follow
 from weft.kernel.trace.hops import Hop
 
@@ -47,14 +47,14 @@ def trace(tool: Tool, start: str, end: str, port: int | None, proto: str | None,
         raise click.UsageError("ICMP has no ports: leave out --port")
     found = follow(tool.service, Question(start, end, protocol, port or 0, 6 if six else 0))
     if json_output:
-        as_json(_document(tool, found))
+        as_json(_document(found))
     else:
-        _print(tool, found)
+        _print(found)
     if not found.way.delivered:
         raise click.exceptions.Exit(FAILED)
 
 
-def _print(tool: Tool, found: Traced) -> None:
+def _print(found: Traced) -> None:
     say(str(found.packet))
     names = [hop.place or "host" for hop in found.way.hops]
     width = max(map(len, names), default=0)
@@ -62,19 +62,14 @@ def _print(tool: Tool, found: Traced) -> None:
     for name, hop in zip(names, found.way.hops, strict=True):
         say(f"  {'' if name == before else name:<{width}}  {hop.sentence}")
         before = name
-        for line in _details(tool, hop):
+        for line in (*hop.rules, *_shown(hop)):
             say(f"  {'':<{width}}      {line}")
     say(_end(found))
 
 
-def _details(tool: Tool, hop: Hop) -> list[str]:
-    """The rules that decided, as nft lists them, or the command that shows what decided."""
-    if hop.rule is None:
-        return [f"$ {hop.command}"] if hop.command else []
-    rules = [*hop.rule.trail, hop.rule.rule]
-    texts = [rule_text(tool.service, one.table, one.chain, one.handle) if one.handle else "" for one in rules]
-    lines = [f"{one.chain}: {text or 'policy of the chain'}" for one, text in zip(rules, texts, strict=True)]
-    return [*lines, f"$ {hop.command}"]
+def _shown(hop: Hop) -> list[str]:
+    """The command that shows what decided."""
+    return [f"$ {hop.command}"] if hop.command else []
 
 
 def _end(found: Traced) -> str:
@@ -85,7 +80,7 @@ def _end(found: Traced) -> str:
     return f"{'refused: nothing listens there' if way.listening is False else 'delivered'}{unsure}"
 
 
-def _document(tool: Tool, found: Traced) -> Json:
+def _document(found: Traced) -> Json:
     return {
         "packet": str(found.packet),
         "delivered": found.way.delivered,
@@ -96,7 +91,7 @@ def _document(tool: Tool, found: Traced) -> Json:
                 "what": hop.sentence,
                 "command": hop.command,
                 "certain": hop.certain,
-                "rules": [line for line in _details(tool, hop) if not line.startswith("$ ")],
+                "rules": list(hop.rules),
             }
             for hop in found.way.hops
         ],

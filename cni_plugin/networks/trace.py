@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from cni_plugin.networks import attachments
-from cni_plugin.networks.attachments import Endpoint, State
+from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.service.context import ServiceContext
+from cni_plugin.service.records import Record
+from weft import identity
 from weft.errors import BadOption, UnknownContainer, WeftError
-from weft.kernel.interface import Namespace
+from weft.kernel.interface import Link, Namespace
 from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.trace.hops import Place, Way
 from weft.kernel.trace.packet import Packet
@@ -57,13 +59,17 @@ def trace(context: ServiceContext, question: Question) -> Traced:
             sent.append(Packet(source, target, _protocol(question.protocol, target), port=question.port))
             return sent[0]
 
-        walk = Walk(context.kernel.host, containers.behind, containers.owner)
+        walk = Walk(context.kernel.host, context.kernel.rules, containers.behind, containers.owner)
         if question.start == HOST:
             way = walk.from_host(target, packet)
         elif (source := _as_address(question.start)) is not None and containers.owner(source) is None:
             way = walk.from_link(containers.link_to(source), packet(source))
         else:
-            start = containers.place(containers.find(question.start)) if source is None else containers.owner(source)
+            start = (
+                containers.place(containers.find(question.start).records[0])
+                if source is None
+                else containers.owner(source)
+            )
             assert start is not None
             way = walk.from_container(start, target, packet)
         made = sent[0] if sent else Packet(target, target, question.protocol, port=question.port)
@@ -82,43 +88,36 @@ def _as_address(text: str) -> Address | None:
 
 
 class _Containers:
-    """The attached containers, whose namespaces are opened when they are looked at."""
+    """The attached containers. Of their records only those are parsed that a question is about, and their
+    namespaces are opened when they are looked at.
+    """
 
     def __init__(self, context: ServiceContext) -> None:
         self._context = context
-        self._endpoints = [one for one in attachments.endpoints(context) if one.state is not State.GONE]
-        veths = {link.name for link in context.kernel.host.links() if link.kind == "veth"}
-        self._by_link = {
-            each.name: one
-            for one in self._endpoints
-            for each in one.result.interfaces
-            if not each.sandbox and each.name in veths
-        }
-        self._by_address = {
-            ip_address(text.partition("/")[0]): one for one in self._endpoints for text in one.addresses
-        }
+        self._owners: dict[Address, Place | None] = {}
         self._opened: dict[str, Namespace] = {}
 
     def close(self) -> None:
         for namespace in self._opened.values():
             namespace.close()
 
-    def behind(self, link: str) -> Place | None:
-        """The container whose veth has this end on the host; None also where its namespace is gone."""
-        return self._open(self._by_link.get(link))
+    def behind(self, link: Link) -> Place | None:
+        """The container whose veth has this end on the host, by its mark; None also where it is gone."""
+        digest = identity.mark_digest(link.alias) if link.kind == "veth" else ""
+        return self._open(self._context.records.read_digest(digest) if digest else None)
 
-    def _open(self, endpoint: Endpoint | None) -> Place | None:
-        if endpoint is not None:
+    def _open(self, record: Record | None) -> Place | None:
+        if record is not None and not self._context.is_gone(record.namespace):
             with suppress(WeftError):
-                return self.place(endpoint)
+                return self.place(record)
         return None
 
-    def place(self, endpoint: Endpoint) -> Place:
-        path = endpoint.namespace.path
+    def place(self, record: Record) -> Place:
+        path = record.namespace.path
         if path not in self._opened:
             self._opened[path] = self._context.kernel.open(path)
         prefix = f"ip netns exec {path.removeprefix(_NAMED)} " if path.startswith(_NAMED) else f"nsenter --net={path} "
-        return Place(endpoint.container, self._opened[path], prefix)
+        return Place(record.attachment.container, self._opened[path], prefix)
 
     def find(self, text: str) -> Endpoint:
         container, _, interface = text.partition("/")
@@ -130,7 +129,10 @@ class _Containers:
 
     def owner(self, address: Address) -> Place | None:
         """The container that has an address, None for another machine's and where its namespace is gone."""
-        return self._open(self._by_address.get(address))
+        if address not in self._owners:
+            found = (self._open(one) for one in self._context.records.containing(f'"{address}/') if _has(one, address))
+            self._owners[address] = next(filter(None, found), None)
+        return self._owners[address]
 
     def address(self, text: str, question: Question) -> Address:
         """The destination: an address, that of a container, or the host's on the container's network."""
@@ -168,8 +170,6 @@ def _containers(context: ServiceContext) -> Iterator[_Containers]:
         found.close()
 
 
-def rule_text(context: ServiceContext, table: str, chain: str, handle: int) -> str:
-    """A rule as nft lists it, "" if it is gone."""
-    mark = f"# handle {handle}"
-    lines = context.kernel.host.nftables_listing(f"chain {table} {chain}").splitlines()
-    return next((line.partition(" # handle")[0].strip() for line in lines if line.rstrip().endswith(mark)), "")
+def _has(record: Record, address: Address) -> bool:
+    """Whether a container's attachment has an address."""
+    return any(ip.address.ip == address for ip in record.result.ips)

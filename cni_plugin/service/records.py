@@ -151,10 +151,14 @@ class Records:
 
     def of_container(self, container: str) -> Iterator[Record]:
         """The records of a container's attachments: others are read, but not parsed."""
-        text = codec.encode(container).encode()
+        found = self.containing(codec.encode(container))
+        return (record for record in found if record.attachment.container == container)
+
+    def containing(self, text: str) -> Iterator[Record]:
+        """The records of attachments whose JSON has a text: others are read, but not parsed."""
         for path in _files(self._attachments):
-            record = _read(path, Record, text)
-            if record is not None and record.attachment.container == container:
+            record = _read(path, Record, text.encode())
+            if record is not None:
                 yield record
 
     def networks(self) -> Iterator[NetworkRecord]:

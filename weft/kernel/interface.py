@@ -669,11 +669,12 @@ class Namespace(Protocol):
         *Equivalent to:* ``nft list ruleset``, ``iptables-save -t filter``.
         """
 
-    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
-        """Of all nftables rules here, or of ``chain FAMILY TABLE NAME``: as text with handles, or as
-        libnftables-json(5). "" where there is no such chain, or no nftables.
+    def nftables_listing(self, what: str, *, as_json: bool = False, terse: bool = False) -> str:
+        """Of all nftables rules here (``ruleset``), or of ``chain FAMILY TABLE NAME``, ``set …``, ``map …``:
+        as text with handles, or as libnftables-json(5). "" where there is no such object, or no nftables.
+        ``terse``: without the elements of sets.
 
-        *Equivalent to:* ``nft --handle --numeric-protocol list WHAT``.
+        *Equivalent to:* ``nft --handle --numeric-protocol [--json] [--terse] list WHAT``.
         """
 
     def change_nftables(self, commands: str) -> None:
@@ -764,6 +765,11 @@ class Ruleset(Protocol):
         """The installed elements with the keys of the given ones, whatever their data and mark.
 
         *Equivalent to:* ``nft get element inet weft …``.
+        """
+
+    def at(self, collection: str, key: tuple[Scalar, ...]) -> Element | None:
+        """The element with a key, whatever else it has; not of a set of single intervals. Raises Missing
+        without such a set. *Equivalent to:* ``nft get element inet weft …``.
         """
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:

@@ -11,6 +11,25 @@ from weft.kernel.trace.packet import Packet
 from weft.kernel.trace.ruleset import Nftables
 
 
+class Around:
+    """A host where every other machine is behind the link weft-red."""
+
+    def elements(self, declared: Any, key: object) -> tuple[object, ...]:
+        return tuple(declared.get("elem", ()))
+
+    def address_type(self, address: str, link: str) -> str:
+        return "unicast"
+
+    def leaves_by(self, address: str) -> str:
+        return "weft-red"
+
+    def source(self, nexthop: str) -> str:
+        return "192.0.2.1"
+
+    def group(self, link: str) -> int:
+        return {"weft-blue": 0x77660001, "weft-red": 0x77660005}.get(link, 0)
+
+
 def meta(key: str) -> dict[str, Any]:
     return {"meta": {"key": key}}
 
@@ -37,7 +56,7 @@ def ruleset(*rules: list[dict[str, Any]], policy: str = "accept", kind: str = "f
         {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": number, "expr": list(rule)}}
         for number, rule in enumerate(rules, 1)
     ]
-    return Nftables(found, lambda address, link: "unicast")
+    return Nftables(found, Around())
 
 
 def packet(**changes: Any) -> Packet:
@@ -71,6 +90,13 @@ def packet(**changes: Any) -> Packet:
         ([{"limit": {"rate": 1, "per": "second"}}, ACCEPT], False),
         ([{"counter": {"packets": 1, "bytes": 1}}, {"reject": {"type": "tcp reset"}}], True),
         ([match({"socket": {"key": "mark"}}, 1), DROP], False),
+        ([match({"&": [meta("iifgroup"), 0xFFFF0004]}, 0x77660004), DROP], False),
+        ([match({"&": [meta("oifgroup"), 0xFFFF0004]}, 0x77660004), DROP], True),
+        ([match({"fib": {"result": "oif", "flags": ["daddr", "iif"]}}, True), DROP], False),
+        ([match({"fib": {"result": "oif", "flags": ["daddr", "iif"]}}, False), DROP], True),
+        ([match({"fib": {"result": "oif", "flags": ["daddr", "oif"]}}, True), DROP], True),
+        ([{"limit": {"rate": 1, "per": "second", "inv": True}}, DROP], False),
+        ([{"mangle": {"key": meta("mark"), "value": 7}}, DROP], True),
     ],
 )  # fmt: skip
 def test_a_condition_and_its_verdict(rule: list[dict[str, Any]], dropped: bool) -> None:
@@ -151,6 +177,22 @@ def test_a_map_without_the_key_ends_the_rule_and_not_the_chain() -> None:
     ]
     rules = ruleset(dnat, [DROP], kind="nat")
     assert not rules.passes("prerouting", "ip", packet())[2]
+
+
+def test_masquerading_takes_the_address_of_the_way_out() -> None:
+    chain = {"family": "ip", "table": "n", "name": "p", "type": "nat", "hook": "postrouting", "prio": 100}
+    rule = {"rule": {"family": "ip", "table": "n", "chain": "p", "handle": 1, "expr": [{"masquerade": None}]}}
+    _, changed, _ = ruleset(more=[{"chain": chain}, rule]).passes("postrouting", "ip", packet())
+    assert str(changed.source) == "192.0.2.1"
+
+
+def test_what_matched_is_noted_in_the_kernels_order() -> None:
+    inner = {"chain": {"family": "inet", "table": "t", "name": "inner"}}
+    rule = {"rule": {"family": "inet", "table": "t", "chain": "inner", "handle": 9, "expr": [{"counter": None}]}}
+    other = [match(payload("tcp", "dport"), 443), DROP]
+    rules = ruleset([{"jump": {"target": "inner"}}], other, policy="drop", more=[inner, rule])
+    rules.passes("forward", "ip", packet())
+    assert [(one.rule.chain, one.rule.handle) for one in rules.matches] == [("c", 1), ("inner", 9), ("c", 0)]
 
 
 def test_verdict_maps() -> None:

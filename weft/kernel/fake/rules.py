@@ -85,6 +85,12 @@ class FakeRuleset(CallLog):
         found = ((element.key, self._held.get(element.collection, {})) for element in map(checked, elements))
         return tuple(held[key] for key, held in found if key in held)
 
+    def at(self, collection: str, key: tuple[Scalar, ...]) -> Element | None:
+        self.called("at")
+        if collection not in self._held:
+            raise Missing(f"weft's tables have no set or map {collection!r}")
+        return self._held[collection].get(key)
+
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         self.called("missing")
         return tuple(element for element in [checked(element) for element in elements] if not self._has(element))

@@ -191,7 +191,7 @@ class FakeTraffic(FakeState):
         found = [(version, table.save("filter")) for version, table in self.tables.items()]
         return tuple(chain for version, lines in found for chain in of_iptables(lines, _PROGRAMS[version], version))
 
-    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
+    def nftables_listing(self, what: str, *, as_json: bool = False, terse: bool = False) -> str:
         self._called("nftables_listing")
         return "\n".join(self.nft_rules.get(what, ()))
 

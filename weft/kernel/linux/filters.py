@@ -65,14 +65,14 @@ def _run(what: str, answer: tuple[str, str]) -> list[dict[str, object]]:
     return document
 
 
-def listing(what: str, *, as_json: bool) -> str:
+def listing(what: str, *, as_json: bool, terse: bool) -> str:
     """What ``nft list WHAT`` prints in this thread's network namespace; see ``Namespace.nftables_listing``."""
     try:
         library = runner()
     except KernelLacks:
         return ""
     try:
-        output, errors = library.run(f"list {what}\n", as_json=as_json, handles=not as_json)
+        output, errors = library.run(f"list {what}\n", terse=terse, as_json=as_json, handles=not as_json)
     finally:
         library.close()
     return "" if errors else output

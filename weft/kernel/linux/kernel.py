@@ -542,11 +542,11 @@ class LinuxNamespace:
         with self._entered():
             return filters.base_chains(self._nftables())
 
-    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
+    def nftables_listing(self, what: str, *, as_json: bool = False, terse: bool = False) -> str:
         from weft.kernel.linux import filters
 
         with self._entered():
-            return filters.listing(what, as_json=as_json)
+            return filters.listing(what, as_json=as_json, terse=terse)
 
     def change_nftables(self, commands: str) -> None:
         from weft.kernel.linux import filters

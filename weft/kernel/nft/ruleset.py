@@ -18,7 +18,7 @@ from ipaddress import ip_network
 from typing import TypeVar, cast
 
 from weft.errors import Busy, Exists, KernelRefused, Missing
-from weft.kernel.interface import Element, Ruleset
+from weft.kernel.interface import Element, Ruleset, Scalar
 from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
@@ -271,6 +271,15 @@ class Nft:
     def existing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """The elements with the keys of the given ones. *Equivalent to:* ``nft get element inet weft …``."""
         return tuple(self._there(self._keyed(elements, missing_ok=True)).values())
+
+    def at(self, collection: str, key: tuple[Scalar, ...]) -> Element | None:
+        """The element with a key. *Equivalent to:* ``nft get element inet weft …``."""
+        shape = self.shape(collection)
+        if shape is None:
+            raise Missing(f"weft's tables have no set or map {collection}", hint="install the rules")
+        rendered(key, shape.key, shape)  # refuses parts of another type
+        (found,) = self.ask(lambda nft_socket: look_up(nft_socket, [(shape, key)]))
+        return found
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """The elements that do not exist with the same data and mark."""

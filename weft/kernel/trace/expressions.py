@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Protocol
 
 from weft.kernel.trace.packet import PROTOCOLS, WITH_PORTS, Packet
 
@@ -25,23 +26,50 @@ UNKNOWN = _Unknown()
 ABSENT = object()
 """The value of a field that the packet does not have, such as ``tcp dport`` of UDP: no condition holds."""
 
+
+class _Route(str):
+    """The link of a route, "" without one; compared with a truth value where a rule asks if there is one."""
+
+    __slots__ = ()
+
+
 _ECHO = {"icmp": "echo-request", "icmpv6": "echo-request"}
 _NETWORK = {"ip": 4, "ip6": 6}
 _NUMBERS = {str(number): name for name, number in PROTOCOLS.items()} | {"ipv6-icmp": "icmpv6"}
+
+
+class Surroundings(Protocol):
+    """What rules ask for beside the packet."""
+
+    def elements(self, declared: Json, key: object) -> tuple[object, ...]:
+        """The elements of a set or map (by its declaration) that may have the key, as libnftables-json(5);
+        all of them where the key is not known.
+        """
+
+    def address_type(self, address: str, link: str) -> str:
+        """``local``, ``broadcast``, ``multicast`` or ``unicast``, of an address and a link ("" any link)."""
+
+    def leaves_by(self, address: str) -> str:
+        """The link that packets to an address leave by, "" where they do not leave this host."""
+
+    def source(self, nexthop: str) -> str:
+        """The address that packets to a next hop are sent from, "" if there is none."""
+
+    def group(self, link: str) -> int:
+        """The group of a link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """A packet at a hook of the family ``bridge`` or of the others, and what else the kernel is asked.
 
-    ``address_type`` is ``local``, ``broadcast``, ``multicast`` or ``unicast``, of an address and a link
-    ("" any link). ``collections`` are the elements of the table's sets and maps.
+    ``declared`` are the sets and maps of the rule's table, by name.
     """
 
     packet: Packet
     family: str
-    address_type: Callable[[str, str], str]
-    collections: Mapping[str, tuple[object, ...]]
+    around: Surroundings
+    declared: Mapping[str, Json]
 
 
 def value(expression: object, situation: Situation) -> object:
@@ -75,7 +103,7 @@ def choices(body: Json, situation: Situation) -> list[object]:
     if key is ABSENT:
         return []
     found: list[object] = []
-    for element in elements_of(body["data"], situation):
+    for element in elements_of(body["data"], situation, key):
         if isinstance(element, list) and len(element) == 2:
             matches = contains((element[0],), key)
             if matches:
@@ -85,10 +113,11 @@ def choices(body: Json, situation: Situation) -> list[object]:
     return found
 
 
-def elements_of(data: object, situation: Situation) -> tuple[object, ...]:
-    """The elements of a named or anonymous set or map."""
+def elements_of(data: object, situation: Situation, key: object) -> tuple[object, ...]:
+    """The elements of a named set or map that may have a key, or of an anonymous one."""
     if isinstance(data, str) and data.startswith("@"):
-        return situation.collections.get(data[1:], ())
+        declared = situation.declared.get(data[1:])
+        return situation.around.elements(declared, key) if declared is not None else ()
     if isinstance(data, Mapping) and "set" in data:
         return tuple(_listed(data["set"]))
     return (data,)
@@ -101,6 +130,8 @@ def holds(body: Json, situation: Situation) -> bool | None:
         return False
     if left is UNKNOWN:
         return None
+    if isinstance(left, _Route) and isinstance(right, bool):
+        return (bool(left) is right) is not (operator == "!=")
     if operator in ("<", ">", "<=", ">="):
         return _compared(left, right, operator)
     if isinstance(left, frozenset):  # bits: of conntrack's state and status, and of TCP's flags
@@ -108,7 +139,7 @@ def holds(body: Json, situation: Situation) -> bool | None:
         masked = isinstance(body["left"], Mapping) and "&" in body["left"]
         same = left == wanted if masked and operator != "in" else bool(left & wanted)
         return same is not (operator == "!=")
-    found = contains(elements_of(right, situation), left)
+    found = contains(elements_of(right, situation, left), left)
     return None if found is None else found is not (operator == "!=")
 
 
@@ -219,7 +250,8 @@ def _meta(body: Json, situation: Situation) -> object:
     return {
         "iifname": packet.incoming, "iif": packet.incoming, "oifname": packet.outgoing, "oif": packet.outgoing,
         "l4proto": packet.protocol, "protocol": protocol, "mark": packet.mark, "nfproto": f"ipv{packet.version}",
-        "pkttype": group,
+        "pkttype": group, "iifgroup": situation.around.group(packet.incoming),
+        "oifgroup": situation.around.group(packet.outgoing),
     }.get(str(body["key"]), UNKNOWN)  # fmt: skip
 
 
@@ -279,12 +311,17 @@ def _conntrack(body: Json, situation: Situation) -> object:
 
 
 def _fib(body: Json, situation: Situation) -> object:
-    flags = _listed(body.get("flags"))
-    if body.get("result") != "type" or not {"daddr", "saddr"} & set(flags):
+    flags, packet = _listed(body.get("flags")), situation.packet
+    if not {"daddr", "saddr"} & set(flags):
         return UNKNOWN
-    address = situation.packet.destination if "daddr" in flags else situation.packet.source
-    link = situation.packet.incoming if "iif" in flags else situation.packet.outgoing if "oif" in flags else ""
-    return situation.address_type(str(address), link)
+    address = str(packet.destination if "daddr" in flags else packet.source)
+    link = packet.incoming if "iif" in flags else packet.outgoing if "oif" in flags else ""
+    if body.get("result") == "type":
+        return situation.around.address_type(address, link)
+    if body.get("result") in ("oif", "oifname"):  # ``fib daddr . iif oif exists``: by that link
+        found = situation.around.leaves_by(address)
+        return _Route(found if found == link or not link else "")
+    return UNKNOWN
 
 
 def _route(body: Json, situation: Situation) -> object:

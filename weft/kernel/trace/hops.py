@@ -29,7 +29,8 @@ class Hop:
     place: str
     sentence: str
     command: str = ""
-    rule: Decision | None = None
+    rules: tuple[str, ...] = ()
+    """The rules that led there and the one that decided, each as nft lists it, with its chain."""
     certain: bool = True
 
 
@@ -59,8 +60,6 @@ def sentence(decision: Decision) -> str:
             f"{packet.destination} port {packet.port}" if packet.protocol in WITH_PORTS else str(packet.destination)
         )
         return f"the destination becomes {target}{among}, by {where}"
-    if decision.what == "masquerade":
-        return f"the source becomes an address of the outgoing link, by {where}"
-    if decision.what == "snat":
+    if decision.what in ("masquerade", "snat"):
         return f"the source becomes {packet.source}, by {where}"
     return f"{decision.what}, by {where}"

@@ -7,11 +7,11 @@ have dropped or redirected the packet. Sources: nft(8), ``net/netfilter/nf_table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
-from weft.kernel.trace.expressions import ABSENT, UNKNOWN, Json, Situation, choices, holds, value
+from weft.kernel.trace.expressions import ABSENT, UNKNOWN, Json, Situation, Surroundings, choices, holds, value
 from weft.kernel.trace.packet import Packet
 from weft.types import Address
 
@@ -23,6 +23,7 @@ _SILENT = frozenset({
     "ct expectation", "secmark", "dup",
 })  # fmt: skip
 """Statements without a verdict or a change of the packet; a first packet is within every limit."""
+_LIMITS = frozenset({"limit", "quota", "ct count"})
 _UNREADABLE = frozenset({"xt", "queue", "synproxy", "tproxy", "fwd"})
 _DEPTH = 16
 
@@ -54,6 +55,14 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """A rule whose conditions all hold for a packet, or the policy that drops it, as the kernel traces it."""
+
+    rule: RuleId
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
 class _Chain:
     name: str
     table: str
@@ -72,17 +81,26 @@ class _Run:
     packet: Packet
     decisions: list[Decision] = field(default_factory=list)
     trail: list[RuleId] = field(default_factory=list)
+    matches: list[Match] = field(default_factory=list)
 
     def decide(self, rule: RuleId, what: str, *, certain: bool = True, choices: int = 1) -> None:
         self.decisions.append(Decision(rule, what, self.packet, certain, choices, tuple(self.trail)))
 
+    def match(self, rule: RuleId, *, certain: bool = True) -> None:
+        if certain:
+            self.matches.append(Match(rule, self.packet))
+
 
 class Nftables:
-    """A ruleset as ``nft --json list ruleset`` prints it."""
+    """A ruleset as ``nft --json --terse list ruleset`` prints it.
 
-    def __init__(self, document: Iterable[Json], address_type: Callable[[str, str], str]) -> None:
-        self._address_type = address_type
-        self._collections: dict[str, dict[str, tuple[object, ...]]] = {}
+    ``matches`` are the rules that matched so far, in the order in which the kernel would evaluate them.
+    """
+
+    def __init__(self, document: Iterable[Json], around: Surroundings) -> None:
+        self.matches: list[Match] = []
+        self._around = around
+        self._declared: dict[str, dict[str, Json]] = {}
         self._chains: dict[tuple[str, str], _Chain] = {}
         rules: dict[tuple[str, str], list[Json]] = {}
         for one in document:
@@ -93,10 +111,7 @@ class Nftables:
                 if kind == "chain":
                     self._chains[table, str(body["name"])] = _chain(table, body)
                 elif kind in ("set", "map"):
-                    elements = body.get("elem", ())
-                    self._collections.setdefault(table, {})[str(body["name"])] = tuple(
-                        elements if isinstance(elements, list) else ()
-                    )
+                    self._declared.setdefault(table, {})[str(body["name"])] = body
                 elif kind == "rule":
                     rules.setdefault((table, str(body["chain"])), []).append(body)
         for place, found in rules.items():
@@ -116,8 +131,10 @@ class Nftables:
             if verdict in (_CONTINUE, _RETURN):
                 verdict = chain.policy
                 if verdict == DROP:
+                    run.match(RuleId(chain.table, chain.name))
                     run.decide(RuleId(chain.table, chain.name), DROP)
             decisions += run.decisions
+            self.matches += run.matches
             packet = run.packet
             if verdict == DROP:
                 return decisions, packet, False
@@ -162,10 +179,18 @@ class Nftables:
             elif kind in _UNREADABLE:
                 run.decide(identity, kind, certain=False)
                 return _CONTINUE
+            elif kind in _LIMITS and isinstance(body, Mapping) and body.get("inv"):
+                return _CONTINUE  # only what exceeds the limit goes on
             elif kind in _SILENT:
                 continue
+            elif kind == "mangle" and isinstance(body, Mapping):
+                if not _mangle(body, identity, situation, certain, run):
+                    return _CONTINUE
+            elif kind == "notrack":
+                run.packet = replace(run.packet, tracked=not certain)
             else:
                 return self._statement(kind, body, identity, situation, certain, run, chain, family, depth)
+        run.match(identity, certain=certain)
         return _CONTINUE
 
     def _statement(
@@ -182,16 +207,13 @@ class Nftables:
             return self._jump(kind, str(body["target"]), identity, certain, run, chain, family, depth)
         if kind in (ACCEPT, DROP, "reject"):
             verdict = ACCEPT if kind == ACCEPT else DROP
+            run.match(identity, certain=certain)
             if verdict == DROP or not certain:
                 run.decide(identity, kind, certain=certain)
             return verdict if certain else _CONTINUE
         if kind in ("return", "continue"):
+            run.match(identity, certain=certain)
             return _RETURN if kind == "return" and certain else _CONTINUE
-        if kind == "mangle" and isinstance(body, Mapping):
-            return _mangle(body, identity, situation, certain, run)
-        if kind == "notrack":
-            run.packet = replace(run.packet, tracked=not certain)
-            return _CONTINUE
         if kind in ("dnat", "redirect", "snat", "masquerade"):
             return _translate(kind, body if isinstance(body, Mapping) else {}, identity, situation, certain, run)
         return _CONTINUE
@@ -208,13 +230,14 @@ class Nftables:
             self._chain(there, family, trial, depth + 1)
             run.decisions += [replace(one, certain=False) for one in trial.decisions]
             return _CONTINUE
+        run.match(identity)
         run.trail.append(identity)
         verdict = self._chain(there, family, run, depth + 1)
         run.trail.pop()
         return verdict or ("goto" if kind == "goto" else _CONTINUE)
 
     def _situation(self, packet: Packet, family: str, table: str) -> Situation:
-        return Situation(packet, family, self._address_type, self._collections.get(table, {}))
+        return Situation(packet, family, self._around, self._declared.get(table, {}))
 
 
 def _chain(table: str, body: Json) -> _Chain:
@@ -229,12 +252,13 @@ def _texts(links: object) -> Iterator[str]:
     yield from (str(one) for one in links) if isinstance(links, list) else ()
 
 
-def _mangle(body: Json, identity: RuleId, situation: Situation, certain: bool, run: _Run) -> str:
+def _mangle(body: Json, identity: RuleId, situation: Situation, certain: bool, run: _Run) -> bool:
+    """Change the packet; False where there is no value for it, which ends the rule."""
     key, found = body["key"], value(body["value"], situation)
     if found is ABSENT:
-        return _CONTINUE
+        return False
     if not isinstance(key, Mapping) or found is UNKNOWN or not certain:
-        return _CONTINUE
+        return True
     packet = run.packet
     meta, ct, payload = (one if isinstance(one := key.get(kind), Mapping) else {} for kind in ("meta", "ct", "payload"))
     if meta.get("key") == "mark" and isinstance(found, int):
@@ -247,7 +271,7 @@ def _mangle(body: Json, identity: RuleId, situation: Situation, certain: bool, r
         is_source = payload["field"] == "saddr"
         run.packet = replace(changed, source=address) if is_source else replace(changed, destination=address)
         run.decide(identity, f"set {payload['field']}")
-    return _CONTINUE
+    return True
 
 
 def _translate(kind: str, body: Json, identity: RuleId, situation: Situation, certain: bool, run: _Run) -> str:
@@ -262,12 +286,15 @@ def _translate(kind: str, body: Json, identity: RuleId, situation: Situation, ce
         return _CONTINUE
     if isinstance(found, Mapping) and isinstance(found.get("concat"), list):
         found, port = found["concat"][0], found["concat"][1]
+    run.match(identity)
     status = packet.status | {"dnat" if kind in ("dnat", "redirect") else "snat"}
     changed = replace(packet, status=status, original=packet.first)
     if kind == "dnat" and found is not None:
         changed = replace(changed, destination=_address(found))
     elif kind == "snat" and found is not None:
         changed = replace(changed, source=_address(found))
+    elif kind == "masquerade" and (own := situation.around.source(str(packet.nexthop or packet.destination))):
+        changed = replace(changed, source=_address(own))
     if isinstance(port, int):
         changed = replace(changed, port=port) if "dnat" in status else replace(changed, source_port=port)
     run.packet = changed

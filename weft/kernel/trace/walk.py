@@ -2,24 +2,23 @@
 
 Each hop is what decides there: a route, a chain, a row of a bridge's forwarding database, a neighbour
 entry, with the command that shows it. The first packet of a connection is followed; of its reply, whether
-there is a route back. Sources: ``net/ipv4/ip_input.c``, ``net/bridge/br_input.c``, nft(8).
+there is a route back. In a namespace that forwards, such as a router of ``weft apply``, it goes on. Sources:
+``net/ipv4/ip_input.c``, ``net/bridge/br_input.c``, nft(8).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
 
-from weft.kernel.interface import Link, Namespace
+from weft.kernel.interface import Link, Namespace, Ruleset
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
 from weft.kernel.trace.hops import Hop, Place, Way, sentence
 from weft.kernel.trace.packet import Packet
-from weft.kernel.trace.ruleset import Decision, Nftables
+from weft.kernel.trace.ruleset import Match
+from weft.kernel.trace.view import LOCAL, View, forwarding
 from weft.types import Address
 
-_LOCAL = (RouteType.LOCAL, RouteType.BROADCAST, RouteType.ANYCAST)
 _LISTENING = ("tcp", "udp")
 
 
@@ -28,18 +27,22 @@ class _Lost(Exception):
 
 
 class Walk:
-    """Follows packets through a host: ``behind`` finds the container at a host link, by its name, and
-    ``owner`` the container that has an address; None for others.
+    """Follows packets through a host: ``behind`` finds the container at a link of the host, and ``owner`` the
+    container that has an address; None for others. ``rules`` are weft's elements.
     """
 
     def __init__(
-        self, host: Namespace, behind: Callable[[str], Place | None], owner: Callable[[Address], Place | None]
+        self,
+        host: Namespace,
+        rules: Ruleset,
+        behind: Callable[[Link], Place | None],
+        owner: Callable[[Address], Place | None],
     ) -> None:
         self._host, self._behind, self._owner = host, behind, owner
-        document = host.nftables_listing("ruleset", as_json=True)
-        listed = json.loads(document)["nftables"] if document else []
-        self._rules = Nftables(listed, self._address_type)
-        self._links: dict[str, Link] = {link.name: link for link in host.links()}
+        self._here = Place("", host)
+        self._view = View(self._here, rules)
+        self._views = {"": self._view}
+        self._links = self._view.links
         self._way = Way()
         self._seen: set[tuple[object, ...]] = set()
 
@@ -53,7 +56,12 @@ class Walk:
 
     def from_link(self, link: str, packet: Packet) -> Way:
         """What comes in by a link of the host from another machine."""
-        return self._run(lambda: self._receive(replace(packet, incoming=link)))
+        return self._run(lambda: self._receive(self._here, replace(packet, incoming=link)))
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """The rules of the host that matched, in the order of their evaluation."""
+        return tuple(self._view.rules.matches)
 
     def _run(self, follow: Callable[[], None]) -> Way:
         self._way = Way()
@@ -66,20 +74,20 @@ class Walk:
 
     # What is said on the way
 
-    def _say(self, text: str, command: str = "", place: str = "", rule: Decision | None = None) -> None:
-        certain = rule.certain if rule is not None else True
-        self._way.hops.append(Hop(place, text, command, rule, certain))
+    def _say(self, text: str, command: str = "", place: str = "") -> None:
+        self._way.hops.append(Hop(place, text, command))
 
     def _lose(self, text: str, command: str = "", place: str = "") -> None:
         self._say(text, command, place)
         raise _Lost
 
-    def _pass(self, hook: str, family: str, packet: Packet, link: str = "") -> Packet:
-        """The packet after the base chains of a hook."""
-        decisions, packet, passes = self._rules.passes(hook, family, packet, link)
+    def _pass(self, hook: str, family: str, packet: Packet, link: str = "", place: Place | None = None) -> Packet:
+        """The packet after the base chains of a hook, on the host or in a namespace that forwards."""
+        view = self._view if place is None else self._views.setdefault(place.name, View(place))
+        decisions, packet, passes = view.rules.passes(hook, family, packet, link)
         for one in decisions:
-            table, chain = one.rule.table, one.rule.chain
-            self._say(sentence(one), f"nft --handle list chain {table} {chain}", rule=one)
+            command = f"{view.place.prefix}nft --handle list chain {one.rule.table} {one.rule.chain}"
+            self._way.hops.append(Hop(view.place.name, sentence(one), command, view.decided(one), one.certain))
         if not passes:
             raise _Lost
         return packet
@@ -97,21 +105,23 @@ class Walk:
         if route.source is None or link is None:
             self._lose(f"{route.link} has no address of IPv{destination.version}", "", start.name)
             return
+        self._leave_namespace(start, link, packet(route.source), route.gateway or destination)
+
+    def _leave_namespace(self, start: Place, link: Link, packet: Packet, nexthop: Address) -> None:
+        """Out of a link of a container, to the host's end of it."""
         self._up(start, link)
-        sent = packet(route.source)
-        nexthop = route.gateway or destination
         outer = self._host_end(link)
         if outer is None:
-            self._leave_by_parent(start, link, sent, nexthop)
+            self._leave_by_parent(start, link, packet, nexthop)
             return
-        mac = self._mac_of(start, route.link, nexthop, outer)
-        sent = replace(sent, incoming=outer.name, source_mac=link.mac, destination_mac=mac, nexthop=nexthop)
+        mac = self._mac_of(start, link.name, nexthop, outer)
+        sent = replace(packet, incoming=outer.name, source_mac=link.mac, destination_mac=mac, nexthop=nexthop)
         self._arrive(sent, outer)
 
     def _leave_by_parent(self, start: Place, link: Link, packet: Packet, nexthop: Address) -> None:
         said = f"{link.name} is of the kind {link.kind or 'unknown'}: what it sends passes no rule of this host"
         self._say(said, f"{start.prefix}ip -d link show {link.name}", start.name)
-        if any(cidr.ip == nexthop for _, cidr in self._host.all_addresses()):
+        if self._view.has(nexthop):
             self._lose(f"{nexthop} is this host's own, which a {link.kind} of its link does not reach", "", start.name)
         self._way.delivered, self._way.end = True, packet
 
@@ -147,7 +157,7 @@ class Walk:
 
     def _answers(self, link: Link, address: Address) -> bool:
         """Whether the host answers for an address on a link; any of its own, as arp_ignore is 0."""
-        if any(cidr.ip == address for _, cidr in self._host.all_addresses()):
+        if self._view.has(address):
             return True
         return self._host.sysctl(f"net/ipv4/conf/{link.name}/proxy_arp") == "1" and address.version == 4
 
@@ -168,21 +178,21 @@ class Walk:
 
     def _arrive(self, packet: Packet, link: Link) -> None:
         """A frame that comes in by a link: by a bridge, or to the host itself."""
-        self._up(Place("", self._host), link)
+        self._up(self._here, link)
         self._guard(("in", link.name, packet.destination, packet.port, packet.destination_mac))
         packet = self._pass("ingress", "netdev", packet, link.name)
         if not link.master or self._links.get(link.master, link).kind != "bridge":
-            self._receive(replace(packet, incoming=link.name))
+            self._receive(self._here, replace(packet, incoming=link.name))
             return
         bridge = self._links[link.master]
-        self._up(Place("", self._host), bridge)
+        self._up(self._here, bridge)
         packet = self._pass("prerouting", "bridge", packet)
         if not packet.destination_mac or packet.destination_mac == bridge.mac:
             packet = self._pass("input", "bridge", packet)
             self._say(
                 f"{link.name} is a port of {bridge.name}, which takes it for the host", f"bridge link show {link.name}"
             )
-            self._receive(replace(packet, incoming=bridge.name))
+            self._receive(self._here, replace(packet, incoming=bridge.name))
             return
         port = self._port_of(bridge, packet)
         if port.name == link.name and not link.port.get("brport_mode"):
@@ -221,7 +231,7 @@ class Walk:
             self._say(f"{bridge.name} {what} {packet.destination_mac} behind {found[0].name}", command)
             return found[0]
         for port in self._ports(bridge.name):
-            if self._behind(port.name) is None and any(
+            if self._behind(port) is None and any(
                 row.mac == packet.destination_mac and row.master for row in self._host.fdb(port.name)
             ):
                 self._say(f"{bridge.name} has {packet.destination_mac} behind {port.name}", command)
@@ -229,58 +239,60 @@ class Walk:
         self._lose(f"no known container has {packet.destination_mac}, for which {bridge.name} has no row", command)
         raise _Lost
 
-    def _receive(self, packet: Packet) -> None:
-        """The host's IP layer takes a packet from ``packet.incoming``."""
+    def _receive(self, place: Place, packet: Packet) -> None:
+        """The IP layer of the host, or of a namespace that forwards, takes a packet from ``packet.incoming``."""
         family = _family(packet)
-        packet = self._pass("ingress", family, packet, packet.incoming)
-        packet = self._pass("prerouting", family, packet)
-        route = self._route(
-            Place("", self._host), RouteQuestion(packet.destination, packet.source, packet.incoming, packet.mark)
-        )
-        if route.type in _LOCAL:
-            packet = self._pass("input", family, packet)
-            self._deliver(Place("", self._host), packet)
+        packet = self._pass("ingress", family, packet, packet.incoming, place=place)
+        packet = self._pass("prerouting", family, packet, place=place)
+        route = self._route(place, RouteQuestion(packet.destination, packet.source, packet.incoming, packet.mark))
+        if route.type in LOCAL:
+            packet = self._pass("input", family, packet, place=place)
+            self._deliver(place, packet)
             return
-        key = "net/ipv4/ip_forward" if packet.version == 4 else "net/ipv6/conf/all/forwarding"
-        if route.type in (RouteType.UNICAST, RouteType.UNREACHABLE) and self._host.sysctl(key) != "1":
-            self._lose("this host does not forward packets", f"sysctl {key.replace('/', '.')}")
+        key = forwarding(packet.version)
+        if route.type in (RouteType.UNICAST, RouteType.UNREACHABLE) and place.namespace.sysctl(key) != "1":
+            who = place.name or "this host"
+            self._lose(f"{who} does not forward packets", f"{place.prefix}sysctl {key.replace('/', '.')}", place.name)
         if route.type is RouteType.INVALID:
-            self._lose(f"{packet.source} cannot come in by {packet.incoming}: the route back is another (rp_filter)",
-                       f"ip route get {packet.source}")  # fmt: skip
-        self._way_out(Place("", self._host), route, packet.destination, packet.incoming)
+            said = f"{packet.source} cannot come in by {packet.incoming}: the route back is another (rp_filter)"
+            self._lose(said, f"{place.prefix}ip route get {packet.source}", place.name)
+        self._way_out(place, route, packet.destination)
         packet = replace(packet, outgoing=route.link, nexthop=route.gateway or packet.destination)
-        packet = self._pass("forward", family, packet)
-        self._leave(route, packet)
+        packet = self._pass("forward", family, packet, place=place)
+        self._leave(place, route, packet)
 
     def _send(self, destination: Address, packet: Callable[[Address], Packet]) -> None:
         """A process of this host sends a packet: routed, the hook output, and routed again if that changed it."""
-        here = Place("", self._host)
+        here = self._here
         route = self._route(here, RouteQuestion(destination))
-        if route.type not in _LOCAL:
+        if route.type not in LOCAL:
             self._way_out(here, route, destination)
         source = route.source or destination
         sent = replace(packet(source), outgoing=route.link, nexthop=route.gateway or destination)
         out = self._pass("output", _family(sent), sent)
         if (out.destination, out.mark) != (sent.destination, sent.mark):
             route = self._route(here, RouteQuestion(out.destination, None, "", out.mark))
-            if route.type not in _LOCAL:
+            if route.type not in LOCAL:
                 self._way_out(here, route, out.destination)
             out = replace(out, outgoing=route.link, nexthop=route.gateway or out.destination)
-        if route.type in _LOCAL:
+        if route.type in LOCAL:
             packet_in = replace(self._pass("postrouting", _family(out), out), incoming="lo", outgoing="")
             self._deliver(here, self._pass("input", _family(out), self._pass("prerouting", _family(out), packet_in)))
             return
-        self._leave(route, out)
+        self._leave(here, route, out)
 
-    def _leave(self, route: FoundRoute, packet: Packet) -> None:
-        """From the host's IP layer out of a link."""
-        packet = self._pass("postrouting", _family(packet), packet)
-        link = self._links.get(route.link) or self._host.link(route.link)
-        if link is None:
-            self._lose(f"the link {route.link} is gone", "ip link")
-            return
-        self._up(Place("", self._host), link)
+    def _leave(self, place: Place, route: FoundRoute, packet: Packet) -> None:
+        """From the IP layer out of a link."""
+        packet = self._pass("postrouting", _family(packet), packet, place=place)
         nexthop = packet.nexthop or packet.destination
+        link = (self._links.get(route.link) if place is self._here else None) or place.namespace.link(route.link)
+        if link is None:
+            self._lose(f"the link {route.link} is gone", f"{place.prefix}ip link", place.name)
+            return
+        if place is not self._here:
+            self._leave_namespace(place, link, packet, nexthop)
+            return
+        self._up(place, link)
         if link.kind == "bridge":
             inner = self._neighbour(link, nexthop)
             if inner is None:
@@ -296,16 +308,19 @@ class Walk:
 
     def _leave_by(self, link: Link, packet: Packet) -> None:
         """Out of a link: into the container behind it, or away from this host."""
-        behind = self._behind(link.name)
+        behind = self._behind(link)
         if behind is None:
             self._outside(link, packet, packet.nexthop or packet.destination)
             return
-        self._up(Place("", self._host), link)
+        self._up(self._here, link)
         inside = behind.namespace
-        route = inside.find_route(RouteQuestion(packet.destination))
         inner = next((one for one in inside.links() if one.peer_index == link.index), None)
         if inner is not None:
             self._up(behind, inner)
+            if inside.sysctl(forwarding(packet.version)) == "1":
+                self._receive(behind, _untracked(packet, inner.name))
+                return
+        route = inside.find_route(RouteQuestion(packet.destination))
         if route.type is not RouteType.LOCAL:
             self._lose(
                 f"{packet.destination} is not an address of {behind.name}", f"{behind.prefix}ip address", behind.name
@@ -336,7 +351,7 @@ class Walk:
     def _route(self, place: Place, question: RouteQuestion) -> FoundRoute:
         return place.namespace.find_route(question)
 
-    def _way_out(self, place: Place, route: FoundRoute, destination: Address, incoming: str = "") -> None:
+    def _way_out(self, place: Place, route: FoundRoute, destination: Address) -> None:
         command = f"{place.prefix}ip route get {destination}"
         if route.type is RouteType.UNICAST:
             via = f" via {route.gateway}" if route.gateway else ""
@@ -366,15 +381,14 @@ class Walk:
             self._lose("the packet goes in a circle")
         self._seen.add(at)
 
-    def _address_type(self, address: str, link: str) -> str:
-        target = ip_address(address)
-        if target.is_multicast:
-            return "multicast"
-        if link and not any(name == link and cidr.ip == target for name, cidr in self._host.all_addresses()):
-            return "unicast"
-        found = self._host.find_route(RouteQuestion(target)).type
-        return str(found) if found in (*_LOCAL, RouteType.UNICAST) else "unicast"
-
 
 def _family(packet: Packet) -> str:
     return "ip" if packet.version == 4 else "ip6"
+
+
+def _untracked(packet: Packet, incoming: str) -> Packet:
+    """The packet as it comes into another namespace, whose conntrack has not seen it."""
+    return Packet(
+        packet.source, packet.destination, packet.protocol, packet.source_port, packet.port, packet.source_mac,
+        packet.destination_mac, incoming,
+    )  # fmt: skip
