@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from cni_plugin.cli.options import common
@@ -25,19 +27,27 @@ _PORTS = click.IntRange(1, 65535)
     "--proto", type=click.Choice(["tcp", "udp", "sctp", "icmp"]), default=None, help="Default: tcp with --port."
 )
 @click.option("-6", "six", is_flag=True, help="Follow IPv6 where both ends have addresses of both versions.")
+@click.option("--live", is_flag=True, help="Send this packet, and compare what becomes of it with what was said.")
 @pass_tool
-def trace(tool: Tool, start: str, end: str, port: int | None, proto: str | None, six: bool, json_output: bool) -> None:
+def trace(
+    tool: Tool, start: str, end: str, port: int | None, proto: str | None, six: bool, live: bool, json_output: bool
+) -> None:
     """Follow a packet through this host, and say what decides on its way.
 
     FROM and TO are containers (an id of weft ps, a unique prefix, or ID/IFNAME), "host", or addresses. An
     address that no container has is another machine's, or a service's virtual address. The first packet
-    of a connection is followed through routes, bridges and all nftables rules as the kernel has them now;
-    nothing is sent. Exits with 1 if it is not delivered.
+    of a connection is followed through routes, bridges and all nftables rules as the kernel has them now,
+    and through namespaces that forward. Nothing is sent. Exits with 1 if it is not delivered.
+
+    With --live the packet is sent, from FROM's network namespace: the kernel tells which rules it matches,
+    and each that was not foreseen is named. A service that listens sees a connection that is closed at
+    once, or an empty UDP datagram. No rule stays behind. Exits with 1 also if anything differs.
 
     \b
     Example:
       weft trace web db --port 5432
       weft trace 192.0.2.7 web --port 80
+      weft trace web db --port 5432 --live
     """
     tool.need_records()
     protocol = proto or ("tcp" if port else "icmp")
@@ -45,12 +55,15 @@ def trace(tool: Tool, start: str, end: str, port: int | None, proto: str | None,
         raise click.UsageError(f"--proto {protocol} needs --port")
     if protocol == "icmp" and port is not None:
         raise click.UsageError("ICMP has no ports: leave out --port")
-    found = follow(tool.service, Question(start, end, protocol, port or 0, 6 if six else 0))
+    if live:
+        tool.need_rights("send a packet that is traced")
+    found = follow(tool.service, Question(start, end, protocol, port or 0, 6 if six else 0), live=live)
     if json_output:
         as_json(_document(found))
     else:
         _print(found)
-    if not found.way.delivered:
+    real = found.live
+    if not found.way.delivered or (real is not None and (real.differences or not real.delivered)):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -65,6 +78,10 @@ def _print(found: Traced) -> None:
         for line in (*hop.rules, *_shown(hop)):
             say(f"  {'':<{width}}      {line}")
     say(_end(found))
+    if found.live is not None:
+        say(f"a real packet: {found.live.verdict}; {found.live.matched} rules matched")
+        for one in found.live.differences or ("as was said, rule by rule",):
+            say(f"  {one}")
 
 
 def _shown(hop: Hop) -> list[str]:
@@ -95,4 +112,5 @@ def _document(found: Traced) -> Json:
             }
             for hop in found.way.hops
         ],
+        **({} if found.live is None else {"live": asdict(found.live)}),
     }

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint
+from cni_plugin.networks.live import Live, compare
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Record
 from weft import identity
 from weft.errors import BadOption, UnknownContainer, WeftError
 from weft.kernel.interface import Link, Namespace
+from weft.kernel.linux.live import LivePacket
 from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.trace.hops import Place, Way
-from weft.kernel.trace.packet import Packet
+from weft.kernel.trace.packet import EPHEMERAL, Packet
 from weft.kernel.trace.walk import Walk
 from weft.types import Address
 
@@ -43,37 +45,45 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The packet as it was sent, and its way."""
+    """The packet as it was sent, and its way; ``live`` is what became of a real one, None without one."""
 
     packet: Packet
     way: Way
+    live: Live | None = None
 
 
-def trace(context: ServiceContext, question: Question) -> Traced:
-    """Follow the packet. Raises UnknownContainer, BadOption and KernelRefused."""
-    with _containers(context) as containers:
+def trace(context: ServiceContext, question: Question, *, live: bool = False) -> Traced:
+    """Follow the packet, and with ``live`` send it. Raises UnknownContainer, BadOption and KernelRefused."""
+    with _containers(context) as containers, ExitStack() as undo:
         target = containers.address(question.end, question)
+        protocol = _protocol(question.protocol, target)
+        outside = _as_address(question.start)
+        start = None if question.start == HOST else containers.start(question.start, outside)
+        real: LivePacket | None = None
+        if live:
+            if start is None and question.start != HOST:
+                raise BadOption(f"--live sends from a container or this host, and {question.start} is neither")
+            real = LivePacket(start.namespace.id if start else None, target, protocol, question.port)
+            undo.callback(real.close)
         sent: list[Packet] = []
 
         def packet(source: Address) -> Packet:
-            sent.append(Packet(source, target, _protocol(question.protocol, target), port=question.port))
+            port = real.bind(source) if real is not None else EPHEMERAL
+            sent.append(Packet(source, target, protocol, port, question.port))
             return sent[0]
 
         walk = Walk(context.kernel.host, context.kernel.rules, containers.behind, containers.owner)
         if question.start == HOST:
             way = walk.from_host(target, packet)
-        elif (source := _as_address(question.start)) is not None and containers.owner(source) is None:
-            way = walk.from_link(containers.link_to(source), packet(source))
-        else:
-            start = (
-                containers.place(containers.find(question.start).records[0])
-                if source is None
-                else containers.owner(source)
-            )
-            assert start is not None
+        elif start is not None:
             way = walk.from_container(start, target, packet)
-        made = sent[0] if sent else Packet(target, target, question.protocol, port=question.port)
-        return Traced(made, way)
+        else:
+            assert outside is not None
+            way = walk.from_link(containers.link_to(outside), packet(outside))
+        if not sent:
+            return Traced(Packet(target, target, question.protocol, port=question.port), way)
+        found = compare(sent[0], way, walk.matches, real.send(), walk.text) if real is not None else None
+        return Traced(sent[0], way, found)
 
 
 def _protocol(name: str, target: Address) -> str:
@@ -133,6 +143,10 @@ class _Containers:
             found = (self._open(one) for one in self._context.records.containing(f'"{address}/') if _has(one, address))
             self._owners[address] = next(filter(None, found), None)
         return self._owners[address]
+
+    def start(self, text: str, address: Address | None) -> Place | None:
+        """The container that sends, None for another machine's address."""
+        return self.owner(address) if address is not None else self.place(self.find(text).records[0])
 
     def address(self, text: str, question: Question) -> Address:
         """The destination: an address, that of a container, or the host's on the container's network."""

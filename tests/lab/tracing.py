@@ -1,4 +1,4 @@
-"""What ``weft trace`` says of a packet, beside what becomes of a real one."""
+"""What ``weft trace`` says of a packet, and what it sees of a real one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from weft.kernel.host import Host
 from weft.kernel.linux.kernel import LinuxKernel
 
 
-def reaches(client: str | None, address: str, port: int, kind: str) -> tuple[bool, str]:
-    """Whether it says that a connection comes about, and its words. ``client`` None is the host."""
+def reaches(client: str | None, address: str, port: int, kind: str, *, live: bool = False) -> tuple[bool, str]:
+    """Whether it says that a connection comes about, and its words. ``client`` None is the host. With ``live`` a
+    real packet must meet the rules that it says.
+    """
     kernel = LinuxKernel(TABLES)
     try:
         service = Service(kernel, Host.current(kernel))
         question = Question(client or "host", address, kind, 0 if kind == "icmp" else port)
-        way = trace(service, question).way
+        found = trace(service, question, live=live)
     finally:
         kernel.close()
-    return way.delivered and way.listening is not False, "\n".join(hop.sentence for hop in way.hops)
+    way, why = found.way, "\n".join(hop.sentence for hop in found.way.hops)
+    if found.live is not None:
+        assert found.live.differences == (), f"{kind} from {client} to {address}: {found.live}\n{why}"
+    return way.delivered and way.listening is not False, why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +117,10 @@ def call(host: Host, name: str, address: str, port: int) -> str:
 def call_printer(host: Host, weft: Weft) -> None:
     """A container of the network reaches the router's other side, finds the service by name, and calls it."""
     assert host.ping("c1", "10.50.0.1") and host.ping("c1", "10.90.0.1")  # by the router, with its address
+    traced = weft("trace", "c1", "10.90.0.1", "--json").json
+    routed, masqueraded = [one["what"] for one in traced["hops"] if one["place"] == "weft-edge"]
+    assert traced["delivered"] and routed == "routed by wan"
+    assert re.fullmatch(r"the source becomes 10\.90\.0\.[2-9], by inet weft_router nat_postrouting", masqueraded)
     server = host.start("ip", "netns", "exec", "printer", sys.executable, "-c", _SERVER)
     try:
         until(lambda: "passing" in weft("services", "list", "-detailed").stdout)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from discovery.balancer.balancer import Balancer
-from lab import seen
+from lab import seen, tracing
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, ptp
 from lab.host import Host, Lan
@@ -86,6 +86,9 @@ def test_closed_network_is_reachable_by_virtual_address_only(topology: Topology,
         assert topology.asks(None, VIPS[version]) == {"b": 12}
         assert not topology.host.reaches("a", topology.addresses["b"][version], 80, expected=False)
         assert topology.asks("a", VIPS[version], 2, 81) == {"refused": 2}
+        for client in ("a", None):
+            reached, why = tracing.reaches(client, VIPS[version], 80, "tcp", live=True)
+            assert reached and f"the destination becomes {topology.addresses['b'][version]} port 80" in why, why
 
     run(work, topology.book)
 

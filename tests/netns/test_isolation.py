@@ -73,11 +73,12 @@ class Topology:
         return next(iter(found.values()))
 
     def _traced(self, client: str | None, address: str, kind: str, reached: bool) -> None:
-        """``weft trace`` says the same."""
+        """``weft trace`` says the same, and a packet that it sends meets the rules that it names."""
         start = client
         if client == self.lan.name:
             start = self.lan.outside6 if ":" in address else self.lan.outside
-        said, why = tracing.reaches(start, address, 53 if kind == "udp" else 80, kind)
+        port = 53 if kind == "udp" else 80
+        said, why = tracing.reaches(start, address, port, kind, live=client != self.lan.name)
         assert said == reached, f"{kind} from {client} to {address} {'arrives' if reached else 'is lost'}:\n{why}"
 
 

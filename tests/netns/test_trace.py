@@ -6,6 +6,7 @@ That it agrees with real packets between networks of every isolation is checked 
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -14,6 +15,8 @@ from lab.calls import Weft
 from lab.commands import run
 from lab.confs import DEFAULT4, bridge, pool
 from lab.host import Host, Lan
+from lab.plugins import ROOT
+from lab.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -44,7 +47,7 @@ def lan(host: Host) -> Lan:
 def test_a_published_port_is_followed_to_its_container(host: Host, lan: Lan) -> None:
     for client, start in (("outside", lan.outside), ("web1", "web1"), (None, None)):
         assert host.fetch(client, lan.host, 8080) is not None, client
-        reached, why = tracing.reaches(start, lan.host, 8080, "tcp")
+        reached, why = tracing.reaches(start, lan.host, 8080, "tcp", live=client != "outside")
         assert reached and "the destination becomes 10.82.0.2 port 80" in why, why
 
 
@@ -76,18 +79,45 @@ def test_what_stops_a_packet_is_named(host: Host, lan: Lan) -> None:
     assert said() == "no route to 192.0.2.2"
 
 
+def test_a_real_packet_leaves_nothing_behind(host: Host, lan: Lan) -> None:
+    """Also where the process is killed: the tables are its own."""
+    before = run("nft", "list", "tables").stdout
+    assert tracing.reaches("web1", "10.82.0.2", 80, "tcp", live=True)[0] is False
+    assert run("nft", "list", "tables").stdout == before
+    owner = host.start(str(ROOT / ".venv/bin/python"), "-c", _OWNER, str(ROOT))
+    assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
+    assert "table bridge weft-trace-test" in run("nft", "list", "tables").stdout
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate()
+    until(lambda: run("nft", "list", "tables").stdout == before)
+
+
+_OWNER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from weft.kernel.linux.live import table
+from weft.kernel.nft.owned import OwnedTable
+owned = OwnedTable(table("bridge", "weft-trace-test", "ip saddr 10.0.0.1"), persist=False)
+print(owned.claim(), flush=True)
+time.sleep(600)
+"""
+
+
 def test_the_command(host: Host, lan: Lan) -> None:
     run("mkdir", "-p", "/etc/cni/net.d")
     done = run("bin/weft", "trace", "web1", "web2", "--port", "80", check=False)
     assert done.code == 1 and done.stdout.startswith("tcp 10.81.0.2 > 10.82.0.2:80\n")
     assert 'drop comment "another network, or the outside"' in done.stdout
     assert done.stdout.endswith("not delivered: dropped by inet weft intra_network\n")
+    done = run("bin/weft", "trace", "web1", lan.host, "--port", "8080", "--live")
+    assert "a real packet: connected" in done.stdout and done.stdout.endswith("as was said, rule by rule\n")
     document = json.loads(run("bin/weft", "trace", lan.outside, lan.host, "--port", "8080", "--json").stdout)
     assert document["delivered"] and document["listening"]
     for words, message in (
         (["web1", "web2", "--proto", "tcp"], "--proto tcp needs --port"),
         (["nobody", "web2"], "nobody is not attached"),
         (["web1", "10.82.0.2", "-6"], "10.82.0.2 is no IPv6 address"),
+        ([lan.outside, "web2", "--port", "80", "--live"], "--live sends from a container or this host"),
     ):
         failed = run("bin/weft", "trace", *words, check=False)
         assert failed.code in (2, 3) and message in failed.stderr

@@ -51,12 +51,21 @@ class OwnedTable:
     """One table in the calling thread's network namespace; its rules use no sets, not even anonymous
     ones.
 
-    ``others`` are tables with the same rules that other processes own. What their owners have left
+    ``persist=False``: the kernel deletes it when its owner closes it or ends. ``others`` are tables with the same
+    rules that other processes own. What their owners have left
     is deleted once this table is claimed, so that no earlier release's rules stay.
     """
 
-    def __init__(self, table: Table, others: Iterable[Table] = (), make: Callable[[], Runner] = runner) -> None:
+    def __init__(
+        self,
+        table: Table,
+        others: Iterable[Table] = (),
+        make: Callable[[], Runner] = runner,
+        *,
+        persist: bool = True,
+    ) -> None:
         self._table = table
+        self._flags = NFT_TABLE_F_OWNER | (NFT_TABLE_F_PERSIST if persist else 0)
         self._others = tuple(others)
         self._make = make
         self._socket: NftSocket | None = None
@@ -85,7 +94,7 @@ class OwnedTable:
         if there and int.from_bytes(there.get(NFTA_TABLE_OWNER, b""), "big"):
             return False
         name = string(NFTA_TABLE_NAME, self._table.name)
-        flags = attribute(NFTA_TABLE_FLAGS, (NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST).to_bytes(4, "big"))
+        flags = attribute(NFTA_TABLE_FLAGS, self._flags.to_bytes(4, "big"))
         changes: list[Change] = [_deletion(self._table)] if there is not None else []
         changes.append((NFT_MSG_NEWTABLE, NLM_F_CREATE, self._table.family, (name, flags)))
         try:
@@ -110,7 +119,7 @@ class OwnedTable:
             self._socket, self._claimed = None, False
 
     def close(self) -> None:
-        """Give up the table, which stays."""
+        """Give up the table, which stays if it persists."""
         if self._socket is not None:
             self._socket.close()
             self._socket, self._claimed = None, False

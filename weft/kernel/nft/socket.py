@@ -50,7 +50,7 @@ _WINDOW = 64  # requests at once; their answers fit the socket's buffer
 _NFGENMSG = Struct("=BBH")
 _BATCH_NFGENMSG = Struct("!BBH").pack(0, NFNETLINK_V0, NFNL_SUBSYS_NFTABLES)
 _PREFIXES = {name: _NFGENMSG.pack(number, NFNETLINK_V0, 0) for name, number in FAMILIES.items()}
-_ATTRIBUTES = HEADER_SIZE + _NFGENMSG.size  # their offset in a message
+ATTRIBUTES = HEADER_SIZE + _NFGENMSG.size  # their offset in a message
 
 Change = tuple[int, int, str, tuple[bytes, ...]]
 """One message of a transaction: its type, its flags, the table's family, its attributes."""
@@ -82,7 +82,7 @@ class NftSocket(NetlinkSocket):
             messages = self.dump(request, attempts=_DUMP_ATTEMPTS, consistent=consistent)
         except DumpInterrupted as error:
             raise Busy("the nftables rules keep changing", hint="try again") from error
-        return [parse(message, _ATTRIBUTES) for message in messages]
+        return [parse(message, ATTRIBUTES) for message in messages]
 
     def get(self, kind: int, requests: Iterable[tuple[str, tuple[bytes, ...]]]) -> list[Attributes | None]:
         """Objects by family and attributes, many in one datagram; None for each missing one."""
@@ -90,7 +90,7 @@ class NftSocket(NetlinkSocket):
         for outcome in self.attempt(*(_request(kind, family, given, single=True) for family, given in requests)):
             if outcome.errno not in (0, errno.ENOENT):
                 raise self.to_error(outcome)
-            found.append(parse(outcome.messages[0], _ATTRIBUTES) if outcome.messages else None)
+            found.append(parse(outcome.messages[0], ATTRIBUTES) if outcome.messages else None)
         return found
 
     def generation(self) -> int:

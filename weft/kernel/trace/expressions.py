@@ -138,7 +138,7 @@ def holds(body: Json, situation: Situation) -> bool | None:
         wanted = {str(one) for one in _listed(right)}
         masked = isinstance(body["left"], Mapping) and "&" in body["left"]
         same = left == wanted if masked and operator != "in" else bool(left & wanted)
-        return same is not (operator == "!=")
+        return same is not (operator in ("!=", "!"))
     found = contains(elements_of(right, situation, left), left)
     return None if found is None else found is not (operator == "!=")
 

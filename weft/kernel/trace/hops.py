@@ -37,12 +37,14 @@ class Hop:
 @dataclass(slots=True)
 class Way:
     """The hops, and how it ends: ``delivered`` True or False. ``listening`` is False where nothing there
-    takes a connection, None where that is not known (outside, or without a port).
+    takes a connection, None where that is not known (outside, or without a port). ``leaves``: to what this
+    host does not see.
     """
 
     hops: list[Hop] = field(default_factory=list)
     delivered: bool = False
     listening: bool | None = None
+    leaves: bool = False
     end: Packet | None = None
 
 

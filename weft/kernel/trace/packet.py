@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weft.types import Address
 
@@ -34,6 +34,8 @@ class Packet:
     connection_mark: int = 0
     status: frozenset[str] = field(default_factory=frozenset)
     """Of conntrack: ``dnat`` and ``snat``, once translated."""
+    bound: frozenset[str] = field(default_factory=frozenset)
+    """Which of ``dnat`` and ``snat`` conntrack has decided, also that there is none."""
     tracked: bool = True
     original: Packet | None = None
     """As it was when conntrack first saw it; None: unchanged."""
@@ -42,6 +44,18 @@ class Packet:
     def version(self) -> int:
         """4 or 6."""
         return self.source.version
+
+    @property
+    def family(self) -> str:
+        """``ip`` or ``ip6``, as nftables calls it."""
+        return "ip" if self.version == 4 else "ip6"
+
+    def untracked(self, incoming: str) -> Packet:
+        """The packet as it comes into another network namespace by a link, where conntrack has not seen it."""
+        return replace(
+            self, incoming=incoming, outgoing="", nexthop=None, mark=0, connection_mark=0, status=frozenset(),
+            bound=frozenset(), tracked=True, original=None,
+        )  # fmt: skip
 
     @property
     def first(self) -> Packet:

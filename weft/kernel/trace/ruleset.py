@@ -23,8 +23,11 @@ _SILENT = frozenset({
     "ct expectation", "secmark", "dup",
 })  # fmt: skip
 """Statements without a verdict or a change of the packet; a first packet is within every limit."""
+_ADDING = frozenset({"set", "add", "update"})
 _LIMITS = frozenset({"limit", "quota", "ct count"})
 _UNREADABLE = frozenset({"xt", "queue", "synproxy", "tproxy", "fwd"})
+_BOUND = {"prerouting": "dnat", "output": "dnat", "input": "snat", "postrouting": "snat"}
+"""What conntrack binds to a new connection at a hook, once, whether a rule translates it or not."""
 _DEPTH = 16
 
 
@@ -123,9 +126,10 @@ class Nftables:
         ``family`` is ``ip``, ``ip6``, ``bridge`` or ``netdev``, the last of a ``link``.
         """
         decisions: list[Decision] = []
+        bound = _BOUND.get(hook, "")
         for chain in self._hooked(hook, family, link):
             run = _Run(packet)
-            if chain.kind == "nat" and self._is_translated(hook, packet):
+            if chain.kind == "nat" and bound in packet.bound:
                 continue
             verdict = self._chain(chain, family, run, 0)
             if verdict in (_CONTINUE, _RETURN):
@@ -134,10 +138,13 @@ class Nftables:
                     run.match(RuleId(chain.table, chain.name))
                     run.decide(RuleId(chain.table, chain.name), DROP)
             decisions += run.decisions
-            self.matches += run.matches
+            if hook != "ingress":  # before a packet can be traced
+                self.matches += run.matches
             packet = run.packet
             if verdict == DROP:
                 return decisions, packet, False
+        if bound and family in ("ip", "ip6"):
+            packet = replace(packet, bound=packet.bound | {bound})
         return decisions, packet, True
 
     def _hooked(self, hook: str, family: str, link: str) -> list[_Chain]:
@@ -146,12 +153,9 @@ class Nftables:
             for one in self._chains.values()
             if one.hook == hook and one.table.split()[0] in _FAMILIES[family] and (not link or link in one.links)
         ]
+        # Of those with one priority the kernel calls the newest first (nf_hook_entries_grow in net/netfilter/core.c).
+        found.reverse()
         return sorted(found, key=lambda one: one.priority)
-
-    @staticmethod
-    def _is_translated(hook: str, packet: Packet) -> bool:
-        """A connection is translated once in each direction."""
-        return ("dnat" if hook in ("prerouting", "output") else "snat") in packet.status
 
     def _chain(self, chain: _Chain, family: str, run: _Run, depth: int) -> str:
         for rule in chain.rules:
@@ -181,6 +185,8 @@ class Nftables:
                 return _CONTINUE
             elif kind in _LIMITS and isinstance(body, Mapping) and body.get("inv"):
                 return _CONTINUE  # only what exceeds the limit goes on
+            elif kind in _ADDING and isinstance(body, Mapping) and value(body.get("elem"), situation) is ABSENT:
+                return _CONTINUE
             elif kind in _SILENT:
                 continue
             elif kind == "mangle" and isinstance(body, Mapping):
@@ -287,8 +293,9 @@ def _translate(kind: str, body: Json, identity: RuleId, situation: Situation, ce
     if isinstance(found, Mapping) and isinstance(found.get("concat"), list):
         found, port = found["concat"][0], found["concat"][1]
     run.match(identity)
-    status = packet.status | {"dnat" if kind in ("dnat", "redirect") else "snat"}
-    changed = replace(packet, status=status, original=packet.first)
+    what = "dnat" if kind in ("dnat", "redirect") else "snat"
+    status = packet.status | {what}
+    changed = replace(packet, status=status, bound=packet.bound | {what}, original=packet.first)
     if kind == "dnat" and found is not None:
         changed = replace(changed, destination=_address(found))
     elif kind == "snat" and found is not None:

@@ -15,7 +15,7 @@ from weft.kernel.interface import Link, Namespace, Ruleset
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
 from weft.kernel.trace.hops import Hop, Place, Way, sentence
 from weft.kernel.trace.packet import Packet
-from weft.kernel.trace.ruleset import Match
+from weft.kernel.trace.ruleset import Match, RuleId
 from weft.kernel.trace.view import LOCAL, View, forwarding
 from weft.types import Address
 
@@ -57,6 +57,10 @@ class Walk:
     def from_link(self, link: str, packet: Packet) -> Way:
         """What comes in by a link of the host from another machine."""
         return self._run(lambda: self._receive(self._here, replace(packet, incoming=link)))
+
+    def text(self, rule: RuleId) -> str:
+        """A rule of the host as nft lists it."""
+        return self._view.text(rule)
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -115,7 +119,7 @@ class Walk:
             self._leave_by_parent(start, link, packet, nexthop)
             return
         mac = self._mac_of(start, link.name, nexthop, outer)
-        sent = replace(packet, incoming=outer.name, source_mac=link.mac, destination_mac=mac, nexthop=nexthop)
+        sent = replace(packet.untracked(outer.name), source_mac=link.mac, destination_mac=mac, nexthop=nexthop)
         self._arrive(sent, outer)
 
     def _leave_by_parent(self, start: Place, link: Link, packet: Packet, nexthop: Address) -> None:
@@ -123,7 +127,7 @@ class Walk:
         self._say(said, f"{start.prefix}ip -d link show {link.name}", start.name)
         if self._view.has(nexthop):
             self._lose(f"{nexthop} is this host's own, which a {link.kind} of its link does not reach", "", start.name)
-        self._way.delivered, self._way.end = True, packet
+        self._way.delivered, self._way.leaves, self._way.end = True, True, packet
 
     def _host_end(self, link: Link) -> Link | None:
         if link.kind != "veth":
@@ -137,6 +141,7 @@ class Walk:
         if not outer.master or self._answers(top, nexthop):
             return top.mac
         if (found := self._neighbour(top, nexthop)) is not None:
+            self._together(outer, found[0])  # its query would be lost as well
             return found[1]
         for one in start.namespace.neighbours(link, nexthop.version):
             if one.address == nexthop and one.mac:
@@ -145,6 +150,11 @@ class Walk:
         self._lose(f"nobody known behind {top.name} has {nexthop}: no answer to {query}",
                    f"{start.prefix}ip neighbour show {nexthop}", start.name)  # fmt: skip
         return ""
+
+    def _together(self, link: Link, port: Link) -> None:
+        if port.port.get("brport_isolated") and link.port.get("brport_isolated"):
+            said = f"{link.name} and {port.name} are isolated ports of {port.master}"
+            self._lose(said, f"bridge -d link show {port.name}")
 
     def _neighbour(self, bridge: Link, address: Address) -> tuple[Link, str] | None:
         """The port of a bridge behind which the container with an address is, and its MAC address."""
@@ -199,10 +209,7 @@ class Walk:
             self._lose(
                 f"{bridge.name} sends nothing back by {port.name}: hairpin is off", f"bridge -d link show {port.name}"
             )
-        if port.port.get("brport_isolated") and link.port.get("brport_isolated"):
-            self._lose(
-                f"{link.name} and {port.name} are isolated ports of {bridge.name}", f"bridge -d link show {port.name}"
-            )
+        self._together(link, port)
         packet = self._pass("forward", "bridge", replace(packet, outgoing=port.name))
         packet = self._bridge_netfilter(bridge, packet)
         packet = self._pass("postrouting", "bridge", packet)
@@ -213,7 +220,7 @@ class Walk:
         key = "iptables" if packet.version == 4 else "ip6tables"
         if self._host.sysctl(f"net/bridge/bridge-nf-call-{key}") != "1":
             return packet
-        port, family = packet.outgoing, _family(packet)
+        port, family = packet.outgoing, packet.family
         self._say("br_netfilter: bridged packets pass the IP rules too", f"sysctl net.bridge.bridge-nf-call-{key}")
         seen = self._pass("prerouting", family, replace(packet, incoming=bridge.name, outgoing=""))
         seen = self._pass("forward", family, replace(seen, outgoing=bridge.name))
@@ -241,7 +248,7 @@ class Walk:
 
     def _receive(self, place: Place, packet: Packet) -> None:
         """The IP layer of the host, or of a namespace that forwards, takes a packet from ``packet.incoming``."""
-        family = _family(packet)
+        family = packet.family
         packet = self._pass("ingress", family, packet, packet.incoming, place=place)
         packet = self._pass("prerouting", family, packet, place=place)
         route = self._route(place, RouteQuestion(packet.destination, packet.source, packet.incoming, packet.mark))
@@ -269,21 +276,21 @@ class Walk:
             self._way_out(here, route, destination)
         source = route.source or destination
         sent = replace(packet(source), outgoing=route.link, nexthop=route.gateway or destination)
-        out = self._pass("output", _family(sent), sent)
+        out = self._pass("output", sent.family, sent)
         if (out.destination, out.mark) != (sent.destination, sent.mark):
             route = self._route(here, RouteQuestion(out.destination, None, "", out.mark))
             if route.type not in LOCAL:
                 self._way_out(here, route, out.destination)
             out = replace(out, outgoing=route.link, nexthop=route.gateway or out.destination)
         if route.type in LOCAL:
-            packet_in = replace(self._pass("postrouting", _family(out), out), incoming="lo", outgoing="")
-            self._deliver(here, self._pass("input", _family(out), self._pass("prerouting", _family(out), packet_in)))
+            packet_in = replace(self._pass("postrouting", out.family, out), incoming="lo", outgoing="")
+            self._deliver(here, self._pass("input", out.family, self._pass("prerouting", out.family, packet_in)))
             return
         self._leave(here, route, out)
 
     def _leave(self, place: Place, route: FoundRoute, packet: Packet) -> None:
         """From the IP layer out of a link."""
-        packet = self._pass("postrouting", _family(packet), packet, place=place)
+        packet = self._pass("postrouting", packet.family, packet, place=place)
         nexthop = packet.nexthop or packet.destination
         link = (self._links.get(route.link) if place is self._here else None) or place.namespace.link(route.link)
         if link is None:
@@ -318,7 +325,7 @@ class Walk:
         if inner is not None:
             self._up(behind, inner)
             if inside.sysctl(forwarding(packet.version)) == "1":
-                self._receive(behind, _untracked(packet, inner.name))
+                self._receive(behind, packet.untracked(inner.name))
                 return
         route = inside.find_route(RouteQuestion(packet.destination))
         if route.type is not RouteType.LOCAL:
@@ -344,7 +351,7 @@ class Walk:
         if failed:
             self._say(f"the MAC address of {nexthop} is not known (yet)", f"ip neighbour show {nexthop}")
         self._say(f"leaves this host by {link.name}, to {nexthop}", f"ip neighbour show {nexthop}")
-        self._way.delivered, self._way.end = True, packet
+        self._way.delivered, self._way.leaves, self._way.end = True, True, packet
 
     # Shared
 
@@ -380,15 +387,3 @@ class Walk:
         if at in self._seen:
             self._lose("the packet goes in a circle")
         self._seen.add(at)
-
-
-def _family(packet: Packet) -> str:
-    return "ip" if packet.version == 4 else "ip6"
-
-
-def _untracked(packet: Packet, incoming: str) -> Packet:
-    """The packet as it comes into another namespace, whose conntrack has not seen it."""
-    return Packet(
-        packet.source, packet.destination, packet.protocol, packet.source_port, packet.port, packet.source_mac,
-        packet.destination_mac, incoming,
-    )  # fmt: skip
