@@ -24,6 +24,7 @@ from weft import events, releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
 from weft.kernel.host import Host
+from weft.kernel.linux.firewalls import is_ufw_busy
 from weft.kernel.linux.host_events import EVERYTHING, Changes, HostEvents
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.nft.owned import OwnedTable
@@ -32,9 +33,9 @@ SETTLE = 0.05
 """Seconds from a notification to the look, so that one look serves a burst of changes."""
 SHARE = 0.2
 """The part of one CPU that restoring may take while another program keeps changing things."""
-QUIET = 1.0
-"""Seconds for which nobody has changed other firewalls' rules before weft's are restored there: a reload
-that finds other rules than it has just written fails.
+QUIET = 0.5
+"""Seconds for which nobody has changed other firewalls' rules, nor held ufw's lock, before weft's are
+restored there: a reload that finds other rules than it has just written fails.
 """
 LONGEST = 5.0
 """Seconds from a change there to the restoration, however busy other programs are."""
@@ -94,6 +95,10 @@ class Follower:
                 started = time.thread_time()
                 claim = self._keep_guard(context, pending)
                 pending, again = self._look(context, pending)
+                if not self._firewalls.seconds:  # as it was before the look, which may have taken long
+                    seen = events.read()
+                    self._firewalls.note(seen | Changes(others=is_ufw_busy()))
+                    pending |= seen
                 if not self._firewalls.seconds:
                     self._look_at_firewalls(context)
                 used = time.thread_time() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import threading
 import time
@@ -31,18 +32,18 @@ def listed(host: Host, table: str) -> str:
     return host.run("nft", "-a", "-t", "list", "table", *table.split()).stdout
 
 
-def rules(host: Host, version: int = 4) -> tuple[list[str], list[str]]:
+def rules(host: Host, version: int = 4, backend: str = "nft") -> tuple[list[str], list[str]]:
     """The lines of iptables' filter table: weft's, and the others."""
-    program = "iptables-nft-save" if version == 4 else "ip6tables-nft-save"
+    program = f"iptables-{backend}-save" if version == 4 else f"ip6tables-{backend}-save"
     lines = [line for line in host.run(program, "-t", "filter").stdout.splitlines() if line.startswith(("-A", ":"))]
     lines = [re.sub(r" \[\d+:\d+\]", "", line) for line in lines]
     own = [line for line in lines if "weft:" in line or CHAIN in line]
     return own, [line for line in lines if line not in own]
 
 
-def firewall(host: Host, chain: str) -> None:
-    """As Docker or ufw leave iptables-nft: what is forwarded is dropped, but for what a chain accepts."""
-    for program, name in (("iptables-nft", chain), ("ip6tables-nft", CHAINS[chain])):
+def firewall(host: Host, chain: str, backend: str) -> None:
+    """As Docker or ufw leave iptables: what is forwarded is dropped, but for what a chain accepts."""
+    for program, name in ((f"iptables-{backend}", chain), (f"ip6tables-{backend}", CHAINS[chain])):
         if host.run(program, "-P", "FORWARD", "DROP", check=False).code:
             pytest.skip(f"{program} does not work here")
         host.run(program, "-N", name)
@@ -81,12 +82,14 @@ def test_single_objects_come_back_and_others_stay(host: Host) -> None:
 @pytest.fixture(params=CHAINS)
 def walled(request: pytest.FixtureRequest, host: Host) -> Iterator[Ground]:
     """Containers whose packets pass by rules of weft's in another firewall's chain."""
-    firewall(host, request.param)
+    chain, _, backend = request.param.partition(" ")
+    backend = backend or "nft"
+    firewall(host, chain, backend)
     ground = Ground(host)
-    assert any(f"-A {request.param} " in line for line in rules(host)[0])
+    assert any(f"-A {chain} " in line for line in rules(host, backend=backend)[0])
     with daemon("engine"):
         until(lambda: not ground.complaints(), EXPECTED, "no complaint")
-        ground.restored("iptables-nft", "-F", request.param)  # after it no look is due
+        ground.restored(f"iptables-{backend}", "-F", chain)  # after it no look is due
         yield ground
 
 
@@ -120,30 +123,45 @@ PARTS = {
 }
 
 
-def test_each_part_of_the_rules_comes_back(walled: Ground, host: Host) -> None:
+@pytest.mark.parametrize("walled", [*CHAINS, "DOCKER-USER legacy"], indirect=True)
+def test_each_part_of_the_rules_comes_back(walled: Ground, host: Host, request: pytest.FixtureRequest) -> None:
     """Whatever part of them another program changes, packets pass again and ``check`` finds nothing; what
     it has added elsewhere stays. Changes of weft's own chain alone are restored at once.
     """
-    own = rules(host)[0]
-    [chain] = [name for name in CHAINS if f":{name} -" in rules(host)[1]]
+    backend = "legacy" if "legacy" in request.node.callspec.params["walled"] else "nft"
+    program = f"iptables-{backend}"
+    own, theirs = rules(host, backend=backend)
+    [chain] = [name for name in CHAINS if f":{name} -" in theirs]
     jump = next(line for line in own if line.startswith(f"-A {chain} ")).removeprefix("-A ").replace('"', "")
-    others = set(rules(host)[1])
+    others = set(theirs)
     for part, commands in PARTS.items():
         before = restorations.read(str(folder())).count
         for command in commands.split("; "):
-            host.run("iptables-nft", *command.format(own=CHAIN, chain=chain, jump=jump).split())
+            host.run(program, *command.format(own=CHAIN, chain=chain, jump=jump).split())
         began = time.monotonic()
         until(lambda: restorations.read(str(folder())).count > before, EXPECTED, part)  # noqa: B023
         print(f"{part}: {time.monotonic() - began:.2f} s")
         until(lambda: not walled.complaints(), EXPECTED, part)
-        now, ours = rules(host)[1], rules(host)[0]
+        ours, now = rules(host, backend=backend)
         assert sorted(ours) == sorted(own), part
         assert {line for line in now if "WEFT" in line or "THEIRS" in line} == set(), part
         assert others - {*now} == set(), part
-        order = [line for line in host.run("iptables-nft", "-S", chain).stdout.splitlines() if line.startswith("-A")]
+        order = [line for line in host.run(program, "-S", chain).stdout.splitlines() if line.startswith("-A")]
         end = f"-A {chain} -j RETURN"
         assert all(order.index(line) < order.index(end) for line in order if CHAIN in line and end in order), part
-        host.run("iptables-nft", "-D", chain, "-j", "RETURN", check=False)
+        host.run(program, "-D", chain, "-j", "RETURN", check=False)
+
+
+@pytest.mark.parametrize("walled", ["ufw-user-forward"], indirect=True)
+def test_rules_of_weft_wait_for_the_lock_of_ufw(walled: Ground, host: Host) -> None:
+    del walled
+    with open("/run/ufw.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        host.run("iptables-nft", "-F")
+        deadline = time.monotonic() + min(LONGEST / 2, 4 * QUIET)
+        while time.monotonic() < deadline:
+            assert not any("weft:" in line for line in rules(host)[0])
+    until(lambda: any("weft:" in line for line in rules(host)[0]), EXPECTED, "rules")
 
 
 @pytest.mark.parametrize("walled", ["DOCKER-USER"], indirect=True)

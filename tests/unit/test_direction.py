@@ -327,10 +327,13 @@ DEFERRED: dict[str, dict[str, str]] = {
         "weft.kernel.linux.firewalld": "3.5 ms",
         "weft.kernel.linux.firewalls": "1.9 ms",
         "weft.kernel.linux.iptables": "0.8 ms",
-        "weft.kernel.linux.legacy": "8.8 ms",
         "weft.kernel.netlink.conntrack": "0.8 ms",
         "weft.kernel.nft.ruleset": "7.1 ms",
         "weft.kernel.nft.socket": "0.6 ms",
+    },
+    # only where iptables-legacy is in use
+    "weft.kernel.linux.firewalls": {
+        "weft.kernel.linux.legacy": "8.8 ms",
     },
     # the check of privileges does not probe the kernel
     "weft.kernel.linux.probe": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 OWN_CHAIN = "WEFT-FORWARD"
@@ -12,6 +13,8 @@ USER_CHAINS = {
 }
 """Chains of iptables' table filter that other firewalls keep for administrators' rules, by IP version."""
 RETURN = "RETURN"
+HOOKS = {"INPUT": 1, "FORWARD": 2}  # NF_INET_LOCAL_IN, NF_INET_FORWARD
+_MARK = re.compile(rb"weft:[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +58,9 @@ class Firewalls:
 def hook_of(chain: str) -> str:
     """The built-in chain that leads to one of these chains."""
     return "INPUT" if chain.endswith("-input") else "FORWARD"
+
+
+def mark_in(rule: bytes) -> str:
+    """The mark in a rule's comment, "" without one."""
+    found = _MARK.search(rule)
+    return found[0].decode() if found else ""

@@ -6,11 +6,12 @@ by netlink, iptables-legacy's by getsockopt(2) (``legacy``). Source: ``linux/net
 
 from __future__ import annotations
 
+import fcntl
 import os
-import re
+import struct
 from collections.abc import Iterator
 
-from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, Firewalls, UserChain, hook_of
+from weft.kernel.firewall_chains import HOOKS, OWN_CHAIN, RETURN, USER_CHAINS, Firewalls, UserChain, hook_of, mark_in
 from weft.kernel.netlink.attributes import Attributes, parse, parse_list, string
 from weft.kernel.netlink.constants import (
     NF_DROP,
@@ -34,10 +35,10 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.nft.socket import NftSocket
 
-_MARK = re.compile(rb"weft:[0-9a-f]{16}")
 _FAMILIES = {4: "ip", 6: "ip6"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
-HOOKS = {"INPUT": 1, "FORWARD": 2}  # NF_INET_LOCAL_IN, NF_INET_FORWARD
+_UFW_LOCK = "/run/ufw.lock"
+_FLOCK = "hhqqi4x"  # struct flock
 
 
 def firewalls(nft_socket: NftSocket) -> Firewalls:
@@ -94,7 +95,28 @@ def legacy_in_use(version: int) -> bool:
         os.close(descriptor)
 
 
-def mark_in(rule: bytes) -> str:
-    """The mark in a rule's comment, "" without one."""
-    found = _MARK.search(rule)
-    return found[0].decode() if found else ""
+def legacy_chains() -> tuple[UserChain, ...]:
+    """The chains of ``USER_CHAINS`` that iptables-legacy has in the thread's namespace, and weft's own."""
+    used = [version for version in _TABLES_IN_USE if legacy_in_use(version)]
+    if not used:
+        return ()
+    from weft.kernel.linux import legacy
+
+    return tuple(chain for version in used for chain in legacy.user_chains(version))
+
+
+def is_ufw_busy() -> bool:
+    """Whether a command of ufw runs: it holds its lock from its first change to its last.
+
+    Source: create_lock in ``ufw/util.py``, F_GETLK in fcntl_locking(2).
+    """
+    try:
+        descriptor = os.open(_UFW_LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        found: int = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+        return found != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,5 @@
-"""What other programs change on this host: notifications of nf_tables, links and addresses.
+"""What other programs change on this host: notifications of nf_tables, links and addresses, and a look at
+iptables-legacy, whose changes the kernel notifies nobody of.
 
 Of weft's objects a notification has the mark, in a link's alias or an element's comment, so that one
 lookup finds whose they are. What this and other processes of weft change is among the notifications:
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 import re
 import select
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import byteorder
 
 from weft.errors import KernelRefused
-from weft.kernel.firewall_chains import OWN_CHAIN, USER_CHAINS
+from weft.kernel.firewall_chains import OWN_CHAIN, USER_CHAINS, UserChain
+from weft.kernel.linux.firewalls import legacy_chains
 from weft.kernel.netlink.attributes import parse, string
 from weft.kernel.netlink.constants import (
     IFF_UP,
@@ -51,6 +55,7 @@ _LINK_FLAGS, _LINK_ATTRIBUTES = 24, 32  # offsets of ifi_flags and of the attrib
 _NFTABLES_ATTRIBUTES = 20  # offset of the attributes in a message of nf_tables
 _ADDRESS_LINK = 20  # offset of ifa_index in a message of an address
 _MOST_DATAGRAMS = 4000  # read at once from one socket; more than that is as good as lost
+_LEGACY_INTERVAL = 0.3  # seconds between two looks at iptables-legacy where it has chains that concern weft
 _OWN_CHAIN = OWN_CHAIN.encode()
 _CHAINS = tuple({name.encode() + b"\0" for names in USER_CHAINS.values() for name in (*names, OWN_CHAIN)})
 _DELETIONS = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)
@@ -101,6 +106,7 @@ class HostEvents:
 
     def __init__(self, tables: tuple[str, ...]) -> None:
         """``tables`` are those to watch, each by family and name."""
+        self._legacy = legacy_chains()
         self._mtus: dict[str, tuple[bytes, bytes]] = {}
         self._names = tuple({string(NFTA_TABLE_NAME, table.partition(" ")[2]) for table in tables})
         groups = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR)
@@ -116,14 +122,20 @@ class HostEvents:
         self._links.close()
         self._nftables.close()
 
-    def wait(self, stop: int, seconds: float | None) -> bool:
-        """Wait for a notification, at most so long; False once ``stop`` is readable."""
-        ready, _, _ = select.select([stop, self._links.fileno(), self._nftables.fileno()], [], [], seconds)
-        return stop not in ready
+    def wait(self, stop: int, seconds: float) -> bool:
+        """Wait for a change, at most so long; False once ``stop`` is readable."""
+        watched = [stop, self._links.fileno(), self._nftables.fileno()]
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select(watched, [], [], min(left, _LEGACY_INTERVAL) if self._legacy else left)
+            if ready or left <= _LEGACY_INTERVAL or self._legacy != legacy_chains():
+                return stop not in ready
 
     def read(self) -> Changes:
         """All notifications that have arrived; never waits."""
-        changes = Changes()
+        before, self._legacy = self._legacy, legacy_chains()
+        changes = Changes(firewalls=before != self._legacy, others=_others(before) != _others(self._legacy))
         for socket, changes_of in ((self._nftables, self._of_nftables), (self._links, self._of_links)):
             for number in range(_MOST_DATAGRAMS + 1):
                 try:
@@ -190,6 +202,11 @@ class HostEvents:
         flags = int.from_bytes(message[_LINK_FLAGS : _LINK_FLAGS + 4], byteorder)
         alone = IFLA_MASTER not in attributes and b"bridge\0" not in attributes.get(IFLA_LINKINFO, b"")
         return resized or alone or not flags & IFF_UP
+
+
+def _others(chains: Iterable[UserChain]) -> list[UserChain]:
+    """Without weft's own chains."""
+    return [one for one in chains if one.name != OWN_CHAIN]
 
 
 def _is_before_own(kind: int, message: bytes) -> bool:

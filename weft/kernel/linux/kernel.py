@@ -525,10 +525,7 @@ class LinuxNamespace:
         with self._entered():
             nft_socket = self._nftables()
             found = firewalls.firewalls(nft_socket) if nft_socket is not None else Firewalls()
-            if used := [version for version in (4, 6) if firewalls.legacy_in_use(version)]:
-                from weft.kernel.linux import legacy
-
-                more = [chain for version in used for chain in legacy.user_chains(version)]
+            if more := firewalls.legacy_chains():
                 found = Firewalls(
                     (*found.user_chains, *(one for one in more if one.name != OWN_CHAIN)),
                     found.firewalld,

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, IPPROTO_RAW, SOCK_RAW, socket
 from struct import unpack_from
 
-from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, UserChain, hook_of
-from weft.kernel.linux.firewalls import HOOKS, mark_in
+from weft.kernel.firewall_chains import HOOKS, OWN_CHAIN, RETURN, USER_CHAINS, UserChain, hook_of, mark_in
 from weft.kernel.netlink.constants import NF_DROP
 
 _LEVELS = {4: 0, 6: 41}  # SOL_IP, SOL_IPV6
