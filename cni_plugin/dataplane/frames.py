@@ -17,7 +17,7 @@ MAC_CHECKED_PORTS, PORT_MACS = "mac_checked_ports", "port_macs"
 IP_CHECKED_PORTS = "ip_checked_ports"
 PORT_MAC_IP4, PORT_MAC_IP6 = "port_mac_ip4", "port_mac_ip6"
 ND_TARGETS6, ND_LINK_ADDRESSES = "nd_targets6", "nd_link_addresses"
-TRUNK_PORTS = "trunk_ports"
+TRUNK_PORTS, NATIVE_VLANS = "trunk_ports", "native_vlans"
 
 _ROUTER = "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } iifname @no_router_ports drop"
 _QUERY = "igmp type membership-query iifname @no_router_ports drop"
@@ -88,6 +88,13 @@ _SETS = (
         "bridge ports that may send tagged frames; the bridge checks the VLAN",
         "ipspoofchk with vlanTrunk",
         formerly=("trunks",),
+    ),
+    Set(
+        NATIVE_VLANS,
+        "iifname . vlan id",
+        "trunk port, and a tag with which a frame is in the VLAN of those without one",
+        "ipspoofchk with vlanTrunk",
+        typeof=True,
     ),
 )
 
@@ -169,6 +176,10 @@ _CHAINS = (
         "check_other",
         "ip_checked_ports: frames that are not IP from an own address (ARP, DHCP, address detection)",
         (
+            Rule(
+                "ether type vlan iifname . vlan id @native_vlans drop",
+                "a tag that the bridge removes: the receiver sees the contents, which have to be checked",
+            ),
             Rule("ether type vlan iifname @trunk_ports accept", "tagged frames, whose contents are not checked"),
             Rule("ether type arp goto check_arp", "ARP"),
             Rule(

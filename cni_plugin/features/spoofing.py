@@ -41,13 +41,16 @@ _SOURCES = {4: packets.LINK_SOURCES4, 6: packets.LINK_SOURCES6}
 
 @dataclass(frozen=True, slots=True)
 class Spoofing:
-    """What a container's port may send. ``trunk``: tagged frames are allowed, and not inspected."""
+    """What a container's port may send. ``trunk``: tagged frames are allowed, and not inspected, but for
+    those of the ``native`` VLANs, whose frames have no tag, and of VLAN 0 (priority tags).
+    """
 
     bridged: bool
     mac: bool
     addresses: bool
     router: bool = False
     trunk: bool = False
+    native: tuple[int, ...] = ()
 
     def plan(self, context: Context) -> Plan:
         result = context.result
@@ -82,6 +85,8 @@ class Spoofing:
                 yield frames.ND_TARGETS6, (port, int(address))
         if self.trunk:
             yield frames.TRUNK_PORTS, (port,)
+            for vid in (0, *self.native):
+                yield frames.NATIVE_VLANS, (port, vid)
 
     def _packets(
         self, port: str, inner: ResultInterface, own: tuple[Address, ...]
@@ -113,4 +118,12 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if addresses and not addressed:
         keys.problem("ipspoofchk", "requires ipam: the container's addresses are not known without it")
     bridged = modules.of_request(request).bridged
-    return Spoofing(bridged, mac, addresses, keys.flag("routerAdvertisements"), bridged and "vlanTrunk" in keys)
+    default = (1,) if keys.flag("preserveDefaultVlan") else ()
+    return Spoofing(
+        bridged,
+        mac,
+        addresses,
+        keys.flag("routerAdvertisements"),
+        bridged and "vlanTrunk" in keys,
+        (keys.integer("vlan", least=0, most=4094) or 1, *default),
+    )

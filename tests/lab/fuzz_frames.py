@@ -22,7 +22,10 @@ ETHERTYPES = (0x88CC, 0x8809, 0x888E, 0x88F7, 0x88E3, 0x8902, 0x8035, 0x9000, 0x
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The addresses that frames are made of: the sender's own, a sibling's, the host's, a neighbour's."""
+    """The addresses that frames are made of: the sender's own, a sibling's, the host's, a neighbour's.
+
+    ``tags``: the contents of VLAN tags, priority and VLAN.
+    """
 
     mac: str
     sibling_mac: str
@@ -31,6 +34,7 @@ class World:
     sibling: tuple[str, ...]
     gateway: tuple[str, ...]
     outside: tuple[str, ...]
+    tags: tuple[int, ...] = (0, 0, 1, 7, 4095, 0x2000)
 
     @property
     def own6(self) -> tuple[str, ...]:
@@ -227,10 +231,8 @@ def _cut(maker: Maker, made: bytes) -> bytes:
 
 
 def _tags(maker: Maker, made: bytes) -> bytes:
-    for _ in range(maker.random.choice([1, 2, 2, 3])):
-        made = frames.tagged(
-            made, maker.random.choice([0, 0, 1, 7, 4095, 0x2000]), maker.random.choice([0x8100, 0x88A8])
-        )
+    for _ in range(maker.random.choice([1, 1, 2, 2, 3])):
+        made = frames.tagged(made, maker.random.choice(maker.world.tags), maker.random.choice([0x8100, 0x8100, 0x88A8]))
     return made
 
 

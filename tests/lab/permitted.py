@@ -5,7 +5,7 @@ the rules.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from lab import frames
@@ -18,28 +18,57 @@ _EXTENSIONS = (0, 43, 60)
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What is checked of a port: its MAC address, its IP addresses."""
+    """What is checked of a port: its MAC address, its IP addresses but in the VLANs of its ``trunk``."""
 
     mac: bool
     addresses: bool
+    trunk: tuple[int, ...] = ()
 
 
-def objection(data: bytes, tagged: bool, world: World, checks: Checks) -> str:
-    """Why a frame must not have arrived, "" if it may. ``tagged``: the kernel has removed a VLAN tag."""
+@dataclass(frozen=True, slots=True)
+class Vlans:
+    """The VLANs of a bridge port: the one of its frames without a tag, and those of frames with one."""
+
+    native: int
+    tagged: tuple[int, ...] = ()
+
+
+Tag = tuple[int, int]
+"""Protocol and contents of a VLAN tag that the kernel has removed."""
+
+
+def misled(made: bytes, tag: Tag | None, sender: Vlans, listener: Vlans) -> str:
+    """Why a frame must not have arrived at another port of a bridge that filters VLANs, "" if it may."""
+    protocol, content = struct.unpack("!HH", made[12:16].ljust(4, b"\0"))
+    vlan = (content & 0xFFF or sender.native) if protocol == _TAGS[0] else sender.native
+    if vlan not in (sender.native, *sender.tagged):
+        return f"sent to VLAN {vlan}, which its port is not in"
+    if vlan not in (listener.native, *listener.tagged):
+        return f"sent to VLAN {vlan}, which the receiver's port is not in"
+    wanted = vlan if vlan in listener.tagged else 0
+    arrived = tag[1] & 0xFFF if tag and tag[0] == _TAGS[0] else 0
+    return "" if arrived == wanted else f"sent to VLAN {vlan}, arrived with the tag of VLAN {arrived}"
+
+
+def objection(data: bytes, tag: Tag | None, world: World, checks: Checks) -> str:
+    """Why a frame must not have arrived, "" if it may."""
     to, source, (kind,) = data[:6], data[6:12], struct.unpack("!H", data[12:14])
     content = data[14:]
     if to[:5] == b"\x01\x80\xc2\0\0" and to[5] < 16:
         return "a reserved address"
     if checks.mac and source != frames.octets(world.mac):
         return "a forged MAC address"
-    if kind in _TAGS and not tagged:
-        tagged, kind, content = True, *struct.unpack("!H", content[2:4].ljust(2, b"\0")), content[4:]
+    if kind in _TAGS and not tag:
+        tag = kind, *struct.unpack("!H", content[:2].ljust(2, b"\0"))
+        kind, content = *struct.unpack("!H", content[2:4].ljust(2, b"\0")), content[4:]
     if kind in _TAGS:
         return "two tags"
     if kind < 0x600 and content.startswith(b"\xaa\xaa\x03\0\0\0"):
         return "a SNAP header"
-    if checks.addresses and tagged:
-        return "a tag"
+    if checks.addresses and tag:
+        if tag[0] != _TAGS[0] or tag[1] & 0xFFF not in checks.trunk:
+            return "a tag"
+        checks = replace(checks, addresses=False)
     if kind == 0x0806:
         return _arp(content, world, checks)
     if kind == 0x86DD:

@@ -17,15 +17,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from netns.test_bridge_vlan import filters
 
 from lab import frames, seen
 from lab.calls import Weft
-from lab.confs import bridge, dual, ptp
+from lab.confs import bridge, dual, pool, ptp
 from lab.frames import UDP
 from lab.fuzz_frames import FORGED, TOKEN, Maker, World
 from lab.host import Host
 from lab.namespaces import inside
-from lab.permitted import Checks, objection
+from lab.permitted import Checks, Tag, Vlans, misled, objection
 from lab.sample import seed
 from lab.snapshot import difference
 from lab.waiting import PATIENTLY
@@ -35,6 +36,7 @@ FIRST = int(os.environ.get("WEFT_FUZZ_FIRST", "0"))
 BATCH = 300
 _AUXDATA = 8  # PACKET_AUXDATA
 _VLAN_VALID = 1 << 4
+_TAGS = (0, 0x2000, 1, 3, 7, 7, 8, 9, 9, 4094, 4095)
 _OUTGOING = 4
 _SIOCSRCVBUFFORCE = 33
 
@@ -49,13 +51,18 @@ SETTINGS = {
     "macspoofchk": {"macspoofchk": True},
     "ipspoofchk": {"ipspoofchk": True},
     "plain": {},
+    "vlan": {**OWN, "vlan": 7},
+    "trunk": {**OWN, "vlan": 7, "vlanTrunk": [{"id": 9}]},
+    "plain-vlan": {"vlan": 7},
+    "plain-trunk": {"vlanTrunk": [{"id": 9}]},
     "ptp": {"type": "weft", "driver": "ptp"},
     "ptp-dns": {"type": "weft", "driver": "ptp", "hostAccess": "dns", "internal": True},
 }
+OTHER_VLANS: dict[str, Any] = {"vlan": 8, "vlanTrunk": [{"minID": 2, "maxID": 6}, {"minID": 10, "maxID": 4094}]}
 
 
 class Capture:
-    """All frames that arrive at a link, with whether the kernel has removed a VLAN tag."""
+    """All frames that arrive at a link, with the VLAN tag that the kernel has removed."""
 
     def __init__(self, namespace: str, link: str) -> None:
         with inside(namespace):
@@ -68,7 +75,7 @@ class Capture:
     def close(self) -> None:
         self._socket.close()
 
-    def until(self, last: bytes) -> Iterator[tuple[bytes, bool]]:
+    def until(self, last: bytes) -> Iterator[tuple[bytes, Tag | None]]:
         """What arrives before the frame with this token; raises AssertionError if that never comes."""
         deadline = time.monotonic() + PATIENTLY
         while time.monotonic() < deadline:
@@ -80,7 +87,7 @@ class Capture:
                 continue
             if last in data:
                 return
-            yield data, any(struct.unpack("=I", one[2][:4])[0] & _VLAN_VALID for one in extra)
+            yield data, _tag(extra)
         raise AssertionError(f"{last!r} did not arrive")
 
     def there(self) -> Iterator[bytes]:
@@ -95,11 +102,24 @@ class Capture:
                 return
 
 
+def _tag(extra: list[tuple[int, int, bytes]]) -> Tag | None:
+    """The tag in a packet's struct tpacket_auxdata, from ``linux/if_packet.h``."""
+    for _, _, data in extra:
+        status, _, _, _, _, content, protocol = struct.unpack("=IIIHHHH", data[:20])
+        if status & _VLAN_VALID:
+            return protocol, content
+    return None
+
+
 class Topology:
-    """The container that sends, its sibling, the host and a machine of the LAN."""
+    """The container that sends, its sibling, the host and a machine of the LAN; with VLANs also a container
+    in other ones.
+    """
 
     def __init__(self, host: Host, conf: dict[str, Any], bridged: bool) -> None:
         self.host, self.conf, self.bridged = host, conf, bridged
+        self.others: set[str] = set()
+        self.vlans = vlans(conf)
         seen.hurry(host)
         seen.forward(host)
         self.lan = host.lan(default_route=True)
@@ -109,11 +129,18 @@ class Topology:
         ports = {
             name: [one for one in result["interfaces"] if not one.get("sandbox")] for name, result in results.items()
         }
-        self.ports = {name: found[-1]["name"] for name, found in ports.items()}
+        self.ports = {name: found[bridged]["name"] for name, found in ports.items()}
         addresses = {
             name: tuple(ip["address"].partition("/")[0] for ip in result["ips"]) for name, result in results.items()
         }
-        self.link = "br0" if bridged else self.ports["evil"]
+        self.link = ports["evil"][-1]["name"] if conf.get("vlan") else "br0" if bridged else self.ports["evil"]
+        elsewhere = []
+        if self.vlans:
+            path = host.container("other")
+            self.weft.add(bridge(pool("10.81.0.0/24"), name="other", isGateway=True, **OTHER_VLANS), path, "other")
+            self.others = {seen.link(host, "eth0", "other")["address"]}
+            elsewhere = [(path, "eth0"), (host.path, "br0.8"), *([(host.path, "br0")] if conf.get("vlan") else [])]
+        self.elsewhere = [Capture(*place) for place in elsewhere]
         self.world = World(
             mac=seen.link(host, "eth0", "evil")["address"],
             sibling_mac=seen.link(host, "eth0", "sibling")["address"],
@@ -122,8 +149,9 @@ class Topology:
             sibling=addresses["sibling"],
             gateway=tuple(ip["gateway"] for ip in results["evil"]["ips"]),
             outside=(self.lan.outside, self.lan.outside6),
+            **({"tags": _TAGS} if self.vlans else {}),
         )
-        self.others = {self.world.sibling_mac, *(one["address"] for one in host.run("ip", "-j", "link").json)}
+        self.others |= {self.world.sibling_mac, *(one["address"] for one in host.run("ip", "-j", "link").json)}
         self.results = results
         for name in ("sibling", "evil"):
             for address in self.world.gateway:
@@ -137,6 +165,23 @@ class Topology:
         """Forwarding and neighbour tables, in which forged addresses would be."""
         shown = self.host.run("ip", "neighbour").stdout + self.host.inside("sibling", "ip", "neighbour").stdout
         return shown + (self.host.run("bridge", "fdb", "show", "br", "br0").stdout if self.bridged else "")
+
+
+def vlans(conf: dict[str, Any]) -> Vlans | None:
+    """The VLANs of a container's port; None without VLAN filtering."""
+    if not conf.keys() & {"vlan", "vlanTrunk"}:
+        return None
+    return Vlans(conf.get("vlan", 1), tuple(one["id"] for one in conf.get("vlanTrunk", ())))
+
+
+def check_elsewhere(topology: Topology, sent: dict[int, tuple[str, bytes]]) -> None:
+    """Nothing of the container has reached other VLANs, whatever its source."""
+    world = topology.world
+    honest = topology.others - {world.sibling_mac, world.host_mac}
+    for capture in topology.elsewhere:
+        for data in capture.there():
+            if data[6:12].hex(":") not in honest or TOKEN in data:
+                failed(number_of(data, sent), sent, "reached another VLAN", data)
 
 
 def check_tables(topology: Topology, checks: Checks, sent: dict[int, tuple[str, bytes]]) -> None:
@@ -171,12 +216,18 @@ def number_of(data: bytes, sent: dict[int, tuple[str, bytes]]) -> int:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> None:
     keys = SETTINGS[setting]
+    if vlans(keys) and not filters():
+        pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
     bridged = keys.get("driver") != "ptp"
     conf = bridge(dual(), isGateway=True, **keys) if bridged else ptp(dual(), **keys)
     topology = Topology(host, conf, bridged)
     world = topology.world
     own = keys.get("type") == "weft"
-    checks = Checks(own or "macspoofchk" in keys or "ipspoofchk" in keys, own or "ipspoofchk" in keys)
+    checks = Checks(
+        own or "macspoofchk" in keys or "ipspoofchk" in keys,
+        own or "ipspoofchk" in keys,
+        topology.vlans.tagged if topology.vlans else (),
+    )
     closed, silent = bool(keys.get("internal")), keys.get("internal") or keys.get("hostAccess") == "dns"
     with inside(host.path):
         service = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -188,6 +239,7 @@ def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> Non
     sibling = Capture(topology.paths["sibling"], "eth0")
     at_host = Capture(host.path, topology.link)
     lan = Capture("/run/netns/outside", "eth0")
+    native = topology.vlans.native if topology.vlans else 0
     before = topology.state()
     kinds: Counter[str] = Counter()
     deadline = time.monotonic() + SECONDS
@@ -199,25 +251,30 @@ def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> Non
         end = b"<end %d>" % number
         honest = frames.ip(world.own[0], "255.255.255.255", UDP, frames.udp(4000, 4001, end))
         frames.send(topology.paths["evil"], [*(data for _, data in sent.values()), frames.frame(world.mac, *honest)])
-        arrivals = list(at_host.until(end))
+        arrivals: list[tuple[bytes, Tag | None, Vlans | None]] = [
+            (data, tag, Vlans(native)) for data, tag in at_host.until(end)
+        ]
         if not bridged:
             arrivals = []  # the link itself, before any rule
         if bridged and not keys.get("portIsolation"):
-            arrivals += sibling.until(end)
+            arrivals += [(data, tag, topology.vlans) for data, tag in sibling.until(end)]
         else:
             for data in sibling.there():
                 if data[6:12] == frames.octets(world.mac):  # not by the host
                     failed(number_of(data, sent), sent, "reached the sibling", data)
-        for data, tagged in arrivals:
+        for data, tag, port in arrivals:
             source = data[6:12].hex(":")
             if len(data) < 14:
                 continue
             _, made = sent.get(number_of(data, sent), ("", b""))
             if source in topology.others and not (made[6:12] == data[6:12] and data[14:] in made):
                 continue  # its own, such as an ICMP error that quotes the frame
-            why = objection(data, tagged, world, checks)
+            why = objection(data, tag, world, checks)
+            if not why and made and topology.vlans and port:
+                why = misled(made, tag, topology.vlans, port)
             if why:
                 failed(number_of(data, sent), sent, f"arrived: {why}", data)
+        check_elsewhere(topology, sent)
         for data in lan.there():
             if TOKEN in data and leaks(data, topology, checks, closed):
                 failed(number_of(data, sent), sent, "reached the LAN", data)
@@ -231,8 +288,10 @@ def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> Non
     assert difference(before[0], after[0]) == [], f"seed {seed()}: the sibling, after {number} frames"
     changed = [one for one in host.changes(before[1], within=0.5) if '"timeout"' not in one]  # not what limits count
     assert changed == [], f"seed {seed()}: the host, after {number} frames"
-    for each in (service, service6, sibling, at_host, lan):
+    for each in (service, service6):
         each.close()
+    for capture in (sibling, at_host, lan, *topology.elsewhere):
+        capture.close()
     for name, path in topology.paths.items():
         assert topology.weft.check(conf, topology.results[name], path, name) == ""
     assert len(kinds) > 30

@@ -103,6 +103,15 @@ def test_a_trunk_port_may_send_tagged_frames() -> None:
     assert trunk[frames.TRUNK_PORTS] == [(port("weft"),)]
 
 
+@pytest.mark.parametrize(
+    ("keys", "vids"),
+    [({}, [0, 1]), ({"vlan": 5}, [0, 5]), ({"vlan": 5, "preserveDefaultVlan": True}, [0, 5, 1])],
+)
+def test_a_trunk_port_sends_no_tag_that_the_bridge_removes(keys: dict[str, object], vids: list[int]) -> None:
+    trunk = keys_of(planned("weft", FOUR, driver="bridge", vlanTrunk=[{"id": 7}], **keys).guards)
+    assert trunk[frames.NATIVE_VLANS] == [(port("weft"), vid) for vid in vids]
+
+
 def test_with_a_vlan_its_link_is_isolated_instead_of_the_bridge() -> None:
     shared = keys_of(planned("weft", FOUR, driver="bridge", vlan=5).shared_elements)
     assert shared[packets.CLOSED_LINKS] == [("wbr0.5",)]

@@ -36,6 +36,7 @@ _TYPES = {
     "numgen random mod 2": "integer",
     "th dport": "inet_service",
     "udp dport": "inet_service",
+    "vlan id": "bits16",
 }
 _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
 

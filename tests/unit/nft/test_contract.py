@@ -84,6 +84,7 @@ ONE_OF_EACH = (
     Element("nd_targets6", ("veth0", int(CONTAINER6)), (), MINE),
     Element("nd_link_addresses", ("veth0", 0x02420A010005), (), MINE),
     Element("trunk_ports", ("veth0",), (), MINE),
+    Element("native_vlans", ("veth0", 7), (), MINE),
     Element("uplink_links", ("eth0",), (), MINE),
     Element("uplink_classes", (0x77650010,), (), f"{MINE}:blue"),
     Element("uplink_class4", (CONTAINER,), (0x77650011,), MINE),
