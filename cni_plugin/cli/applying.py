@@ -14,7 +14,7 @@ from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import conflists
-from cni_plugin.networks.declared import desired, document, keeping
+from cni_plugin.networks.declared import desired, document, keeping, yaml_files
 from cni_plugin.networks.declared.desired import Change, Changes, Ground
 from cni_plugin.networks.declared.document import Document
 from cni_plugin.networks.declared.operations import Registered, Removed
@@ -22,7 +22,12 @@ from discovery.consul.client import AgentAddress, ApiClient, agent_socket
 from weft.errors import BadOption
 
 _FILES = click.option(
-    "-f", "--file", "paths", multiple=True, metavar="FILE", help='A TOML file; "-" is standard input. Repeatable.'
+    "-f",
+    "--file",
+    "paths",
+    multiple=True,
+    metavar="FILE",
+    help='A TOML, YAML or JSON file; "-" is standard input. Repeatable.',
 )
 _PRUNE = click.option("--prune", is_flag=True, help="Also remove what was applied and is in no FILE any more.")
 
@@ -157,8 +162,11 @@ def diff(tool: Tool, paths: tuple[str, ...], prune: bool, json_output: bool) -> 
 
 @click.command()
 @common
+@click.option(
+    "--format", "form", type=click.Choice(["toml", "yaml", "json"]), default="toml", show_default=True, help="Language."
+)
 @pass_tool
-def export(tool: Tool, json_output: bool) -> None:
+def export(tool: Tool, form: str, json_output: bool) -> None:
     """Print what was applied, and the networks of weft network create, as a file for weft apply.
 
     Networks of other software are left out, with a warning. Services that were registered by hand are in
@@ -167,11 +175,12 @@ def export(tool: Tool, json_output: bool) -> None:
     \b
     Example:
       weft export >host.toml
+      weft export --format yaml >host.yaml
     """
     found, left = keeping.exported(_kept().raw, tool.networks())
     for sentence in left:
         warn(sentence)
-    if json_output:
+    if json_output or form == "json":
         as_json(found)
     else:
-        sys.stdout.write(keeping.toml(found))
+        sys.stdout.write(yaml_files.dumps(found) if form == "yaml" else keeping.toml(found))

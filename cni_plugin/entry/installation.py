@@ -19,7 +19,7 @@ from cni_plugin.wire.plugins import NETAVARK_DRIVERS, OWN_NAME
 from weft.errors import Conflict, WeftError
 
 _LONGEST_SHEBANG = 255  # bytes, execve(2)
-_LIBRARIES = ("weft", "pyroute2", "netaddr", "click")
+_LIBRARIES = ("weft", "pyroute2", "netaddr", "click", "yaml")
 COMPILED = "client"
 """The compiled client in this folder; empty or missing where there was no compiler."""
 

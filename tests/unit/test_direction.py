@@ -398,6 +398,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "store.inotify",
     ),
     "netaddr": PACKAGES,
+    "yaml": ("cni_plugin.networks.declared.yaml_files",),
 }
 """Libraries, and the modules (by the start of their names) that may import them.
 

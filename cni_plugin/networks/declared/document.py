@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from cni_plugin.networks.conflists import Json
 from cni_plugin.networks.create import CreateOptions
+from cni_plugin.networks.declared import yaml_files
 from discovery.consul import definition_files
 from discovery.consul.definition_files import BadDefinitionFile
 from weft import identity
@@ -136,22 +137,51 @@ class Document:
 
 
 def decoded(text: str, where: str) -> _Raw:
-    """A file's tables, of TOML, or of JSON if it starts with "{". Raises ConfigProblem."""
+    """A file's tables, of YAML if its name or first line says so, of JSON if it starts with "{", else of TOML.
+
+    Raises ConfigProblem.
+    """
+    is_json = text.lstrip().startswith("{")
+    language = "YAML" if yaml_files.is_yaml(text, where) else "JSON" if is_json else "TOML"
     try:
-        found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        found: object = _LANGUAGES[language](text)
     except ValueError as error:
-        raise ConfigProblem(f"{where} is not valid TOML: {error}", hint="see docs/apply.md for an example") from error
+        raise ConfigProblem(
+            f"{where} is not valid {language}: {error}", hint="see docs/apply.md for an example"
+        ) from error
+    if not isinstance(found, dict):
+        raise ConfigProblem(f"{where} must be a table of {', '.join(KINDS)}", hint="see docs/apply.md for an example")
     tables: _Raw = {}
-    for kind, table in found.items() if isinstance(found, dict) else ():
+    for kind, table in found.items():
         if kind not in KINDS:
             raise ConfigProblem(
                 f"{where}: {kind} is unknown{similar(kind, KINDS)}; the tables are {', '.join(KINDS)}",
                 hint="write [network.blue] for a network named blue",
             )
-        if not isinstance(table, dict) or not all(isinstance(one, dict) for one in table.values()):
-            raise ConfigProblem(f"{where}: {kind} has no names", hint=f"write [{kind}.NAME]")
-        tables[kind] = table
+        # "office:" without keys, in YAML, declares as much as [switch.office].
+        names = {name: {} if one is None else one for name, one in table.items()} if isinstance(table, dict) else {}
+        if not isinstance(table, dict) or not all(isinstance(one, dict) for one in names.values()):
+            raise ConfigProblem(
+                f"{where}: {kind} has no names", hint=f"write [{kind}.NAME], in YAML {kind}: {{NAME: }}"
+            )
+        tables[kind] = names
     return tables
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises ValueError if it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)} is given twice")
+    return found
+
+
+_LANGUAGES: dict[str, Callable[[str], object]] = {
+    "YAML": yaml_files.loads,
+    "JSON": lambda text: json.loads(text, object_pairs_hook=_once),
+    "TOML": tomllib.loads,
+}
 
 
 def merged(tables: Iterable[tuple[str, _Raw]]) -> _Raw:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.networks.declared import desired, document, keeping
+from cni_plugin.networks.declared import desired, document, keeping, yaml_files
 from cni_plugin.networks.declared.document import KINDS
 from weft.errors import ConfigProblem, KernelRefused
 
@@ -223,6 +223,77 @@ def test_what_is_wrong_is_said(text: str, message: str) -> None:
     assert message in error.value.message
 
 
+def text_of(value: str) -> object:
+    """What a label's value is read as in YAML."""
+    found = document.decoded(f"network: {{a: {{labels: {{k: {value}}}}}}}", "x.yaml")
+    return found["network"]["a"]["labels"]["k"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("no", "no"), ("NO", "NO"), ("on", "on"), ("y", "y"), ("true", True), ("False", False), ("'true'", "true"),
+        ("1:30", "1:30"), ("10:20:30:40:50:10", "10:20:30:40:50:10"), ("2026-01-01", "2026-01-01"), ("1_000", "1_000"),
+        ("10", 10), ("-3", -3), ("0o17", 15), ("0x1f", 31), ("1.5", 1.5), ("'010'", "010"), ("0", 0), ("~", None),
+        ("10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1"),
+    ],
+)  # fmt: skip
+def test_unquoted_text_of_yaml_is_of_version_1_2(value: str, expected: object) -> None:
+    found = text_of(value)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("switch:\n  a: {mtu: 010}", "line 2: 010 is another number in YAML 1.1 than in 1.2"),
+        ("switch:\n  a: {mtu: 1}\n  a: {mtu: 2}", "line 3: the key a is given twice"),
+        ("switch:\n  a: {}\nswitch:\n  b: {}", "line 3: the key switch is given twice"),
+        ("network:\n  a: {internal: yes}", 'network.a.internal "yes"'),
+        ("switch:\n  a: {mtu: 1_500}", 'switch.a.mtu "1_500"'),
+        ("switch:\n  a: {mack: x}", 'switch.a.mack "x" is unknown; did you mean mac?'),
+        ("swich:\n  a: {}", "swich is unknown; did you mean switch?"),
+        ("switch: [a]", "switch has no names"),
+        ("- switch", "must be a table of switch"),
+        ("switch: {a: {}}\n---\nswitch: {b: {}}", "line 2: a second document"),
+        ("switch:\n  a: !!python/object/apply:os.system [id]", "line 2: the tag tag:yaml.org,2002:python"),
+        ("x: &x {mtu: 1}\nswitch:\n  a: {<<: *x}", "line 3: a merge key"),
+        ("switch: &a {b: *a}", "line 1: *a has no anchor"),
+        (BOMB, "more than 100000 values"),
+        ("switch: " + "[" * 100, "nested more than 64 deep"),
+        ("? [a]\n: b", "line 1: a key that is not text"),
+        ("switch:\n\ta: {}", "x.yaml is not valid YAML: line 2: found character"),
+        ("switch: \x07", "x.yaml is not valid YAML"),
+    ],
+)
+def test_what_is_wrong_in_yaml_is_said_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigProblem) as error:
+        document.read(document.decoded(text, "x.yaml"))
+    assert message in error.value.message
+
+
+def test_the_language_of_a_file_is_known_without_a_name() -> None:
+    for text in (
+        "# a switch\n\nswitch:\n  a: {mtu: 1400}",
+        "---\nswitch: {a: {mtu: 1400}}",
+        '"switch":\n  a:\n    mtu: 1400\n',
+        "# a: b\n[switch.a]\nmtu = 1400 # c: d",
+        "switch.a = {mtu = 1400}",
+        '"switch".a.mtu = 1400',
+        '{"switch": {"a": {"mtu": 1400}}}',
+    ):
+        assert document.decoded(text, "-") == {"switch": {"a": {"mtu": 1400}}}, text
+    assert document.decoded("switch:\n  a:\n", "x") == {"switch": {"a": {}}}
+    assert document.decoded("", "x.yml") == document.decoded("# nothing\n", "x.yaml") == {}
+    with pytest.raises(ConfigProblem, match="x is not valid JSON: the key mtu is given twice"):
+        document.decoded('{"switch": {"a": {"mtu": 1, "mtu": 2}}}', "x")
+
+
 def test_all_problems_are_reported_together(run, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text("[switch.a]\nmtu = 20\n[network.b]\nsubnet = 'x'\n[interface.c]\nnamespace = 'n'\n")
@@ -286,6 +357,27 @@ _values = st.recursive(
 def test_toml_is_read_as_it_was_written(tables) -> None:
     found = tomllib.loads(keeping.toml(tables))
     assert found == {kind: names for kind, names in tables.items() if names}
+
+
+@given(st.dictionaries(st.sampled_from(KINDS), st.dictionaries(_texts, st.dictionaries(_texts, _values)), max_size=3))
+def test_yaml_is_read_as_it_was_written(tables) -> None:
+    assert yaml_files.loads(yaml_files.dumps(tables)) == tables
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "010", "1:30", "0o17", "1e3", "~", "", "true", "2026-01-01", "a: b", "- a", "=", "é"]
+)
+def test_yaml_is_written_so_that_no_reader_takes_text_for_something_else(text: str) -> None:
+    assert (
+        yaml_files.dumps({"network": {"a": {"k": text}}})
+        == f"network:\n  a:\n    k: {json.dumps(text, ensure_ascii=False)}\n"
+    )
+
+
+def test_the_examples_declare_the_same() -> None:
+    folder = Path(__file__).resolve().parents[3] / "conf"
+    tables = [document.decoded((folder / name).read_text(), name) for name in ("office.toml", "office.yaml")]
+    assert tables[0] == tables[1]
 
 
 def test_the_example_is_valid() -> None:
