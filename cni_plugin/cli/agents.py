@@ -52,6 +52,15 @@ def running() -> Running | None:
     return Running(process, found if found and found.process == process else None)
 
 
+def is_of_cluster() -> bool:
+    """Whether the agent's configuration names the store of a cluster; False where it is invalid."""
+    from cni_plugin.agent import settings  # imports much of the agent
+
+    with contextlib.suppress(WeftError):
+        return settings.read().store is not None
+    return False
+
+
 def catalog_damages() -> list[tuple[str, str]]:
     """What happened to the catalog's file and is not confirmed yet, each with what to do."""
     from cni_plugin.agent import catalog_file  # imports the configuration's parsers and the store

@@ -14,6 +14,7 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from weft.errors import WeftError
+from weft.remedies import Remedy
 
 _EXTRA = "pip install 'weft[cluster]'"
 
@@ -160,7 +161,7 @@ def renew(tool: Tool, json_output: bool) -> None:
         say(f"valid until {time.strftime('%Y-%m-%d', time.gmtime(expires))}")
 
 
-def findings() -> list[tuple[str, str]]:
+def findings() -> list[tuple[str, Remedy]]:
     """What is wrong with this host's part in a cluster, each with its remedy. Raises WeftError."""
     if Files(FOLDER).load() is None:
         return []

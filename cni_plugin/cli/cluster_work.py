@@ -26,6 +26,7 @@ from store.interface import StoreError
 from weft.errors import BadOption, Conflict
 from weft.kernel import default_route
 from weft.kernel.linux.kernel import LinuxKernel
+from weft.remedies import NoCommand, Remedy
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]
@@ -150,7 +151,7 @@ def promote(name: str) -> tuple[Role, str]:
     return _run(work())
 
 
-def findings() -> list[tuple[str, str]]:
+def findings() -> list[tuple[str, Remedy]]:
     """What is wrong with this host's part in a cluster, each with its remedy. Raises WeftError."""
     own = Files(FOLDER)
     local = own.load()
@@ -161,7 +162,7 @@ def findings() -> list[tuple[str, str]]:
     if not local.done:
         return found
 
-    async def read() -> list[tuple[str, str]]:
+    async def read() -> list[tuple[str, Remedy]]:
         if not own.has("root.pem"):
             store = await open_etcd(own.settings(local))
             try:
@@ -177,7 +178,7 @@ def findings() -> list[tuple[str, str]]:
     try:
         return found + _run(read())
     except StoreError as error:
-        return [*found, (f"the cluster cannot be read: {error.message}", "see weft status")]
+        return [*found, (f"the cluster cannot be read: {error.message}", NoCommand("see weft status"))]
 
 
 def seconds(ttl: str) -> float:

@@ -14,6 +14,7 @@ from cni_plugin.networks.create import CreateOptions
 from cni_plugin.networks.findings import Finding
 from discovery.consul.client import ApiClient, Unreachable, api_path, list_of_objects
 from weft.errors import WeftError
+from weft.remedies import NoCommand
 
 
 def client() -> ApiClient:
@@ -73,17 +74,17 @@ def findings() -> Iterator[Finding]:
                 yield Finding(what, f"update weft here, if it is older; or weft network rm {one.get('Name')}")
             if problem := one.get("Problem"):
                 what = f"this host does not take part in network {one.get('Name')} of the cluster: {problem}"
-                yield Finding(what, "remove the cause; the agent then joins it")
+                yield Finding(what, NoCommand("remove the cause; the agent then joins it"))
             left_out = one.get("LeftOut")
             for host, why in left_out.items() if isinstance(left_out, dict) else ():
                 what = f"host {host} is left out of network {one.get('Name')} of the cluster: {why}"
-                yield Finding(what, "update weft there; a host that nobody knows: weft node rm")
+                yield Finding(what, NoCommand(f"update weft there; if nobody knows that host: weft node rm {host}"))
         for one in list_of_objects(connection.get(api_path("weft", "peers")).json):
             host, most, full = one.get("Node"), one.get("MTU"), one.get("FullMTU")
             where = f"on network {one.get('Network')}"
             if not one.get("Reachable"):
-                remedy = "check that host, and that the underlay passes the UDP port of VXLAN"
+                remedy = NoCommand("check that host, and that the underlay passes the UDP port of VXLAN")
                 yield Finding(f"host {host} does not answer {where} at {one.get('Address')}", remedy)
             elif most != full:
                 sizes = f"packets of {full} bytes do not reach host {host} {where}, those of {most} do"
-                yield Finding(sizes, "raise the MTU of the underlay; the routes have the smaller one")
+                yield Finding(sizes, NoCommand("raise the MTU of the underlay; the routes have the smaller one"))

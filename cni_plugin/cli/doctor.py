@@ -12,15 +12,17 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.docker import diagnosis
-from cni_plugin.networks import conditions, conflists, findings, leases
+from cni_plugin.networks import conditions, conflists, findings, leases, requirements
 from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import Finding, FixedBy
+from cni_plugin.networks.requirements import Usable
 from cni_plugin.service import gc, shared
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import __version__
 from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
+from weft.remedies import Command, NoCommand
 
 
 @click.command()
@@ -52,12 +54,18 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
         _repair(tool)
         found, advice = _sorted(_findings(tool, abilities))
         repaired = [one for one in before if one not in found]
+    usable = requirements.drivers(abilities, agents.is_of_cluster())
     if json_output:
-        body = {"abilities": [_ability(one) for one in abilities], "findings": [_finding(one) for one in found]}
+        body: dict[str, object] = {
+            "abilities": [_ability(one) for one in abilities],
+            "findings": [_finding(one) for one in found],
+        }
+        body["drivers"] = [{"name": one.driver, "usable": not one.problem, "problem": one.problem} for one in usable]
         body["advice"] = [_finding(one) for one in advice]
         as_json(body if repaired is None else {**body, "repaired": [_finding(one) for one in repaired]})
     else:
-        _print(abilities, found, repaired)
+        _print_host(abilities, usable)
+        _print(found, repaired)
         for one in advice:
             say(f"  advice: {one.what}")
             say(f"    {one.remedy}")
@@ -71,7 +79,7 @@ def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
 
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
-    catalog = [Finding(what, remedy) for what, remedy in agents.catalog_damages()]
+    catalog = [Finding(what, NoCommand(remedy)) for what, remedy in agents.catalog_damages()]
     nodes = [Finding(what, remedy) for what, remedy in cluster.findings()]
     docker = list(diagnosis.findings(tool.service.host.run))
     around = conditions.every(tool.service.reading_once(), agents.certificates())
@@ -94,7 +102,7 @@ def _of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Iterator[Finding]:
         with contextlib.suppress(WeftError):  # it is reported when the network is used
             for plugin, sentence in chain.unread_keys():
                 what = f"network {network.name}: the plugin {plugin} {sentence}"
-                remedy = f"correct or remove the key in {network.path}"
+                remedy = NoCommand(f"correct or remove the key in {network.path}")
                 yield Finding(what, remedy, advice=plugin != OWN_NAME)  # runtimes add keys for other plugins
 
 
@@ -105,11 +113,13 @@ def _of_agent() -> Iterator[Finding]:
     if agent is not None and agent.report is not None and agent.report.version != __version__:
         yield Finding(
             f"the agent is of release {agent.report.version}, this command of {__version__}",
-            "run weft down; weft up: containers keep their networks and services their virtual addresses",
+            Command("weft up --restart", ": containers keep their networks and services their virtual addresses"),
         )
     for name, process in (("engine", running.process if (running := engine.running()) else 0), ("agent", own)):
         if process and not agents.runs_own_code(process):
-            yield Finding(f"the {name}, process {process}, runs another installation's code", "weft up --restart")
+            yield Finding(
+                f"the {name}, process {process}, runs another installation's code", Command("weft up --restart")
+            )
     yield from conditions.of_units(agent is not None)
 
 
@@ -128,14 +138,22 @@ def _repair(tool: Tool) -> None:
         warn(error.message)
 
 
-def _print(abilities: Sequence[Ability], found: Sequence[Finding], repaired: Sequence[Finding] | None) -> None:
-    """``repaired``: what was fixed, None without --repair."""
+def _print_host(abilities: Sequence[Ability], usable: Sequence[Usable]) -> None:
     say("Kernel features", bold=True)
     table(
         ("  REQUIRED BY", "FEATURE", "AVAILABLE"),
         [(f"  {one.serves}", one.name, f"no: {one.problem}" if one.problem else "yes") for one in abilities],
     )
     say()
+    say("Drivers", bold=True)
+    table(
+        ("  DRIVER", "USABLE"), [(f"  {one.driver}", f"no: {one.problem}" if one.problem else "yes") for one in usable]
+    )
+    say()
+
+
+def _print(found: Sequence[Finding], repaired: Sequence[Finding] | None) -> None:
+    """``repaired``: what was fixed, None without --repair."""
     if repaired is not None:
         say(f"{count(len(repaired), 'problem')} repaired")
         for one in repaired:
@@ -159,4 +177,9 @@ def _ability(one: Ability) -> dict[str, object]:
 
 
 def _finding(one: Finding) -> dict[str, object]:
-    return {"what": one.what, "remedy": one.remedy, "mends": str(one.fixed_by)}
+    return {
+        "what": one.what,
+        "remedy": str(one.remedy),
+        "command": one.remedy.command,
+        "mends": str(one.fixed_by),
+    }

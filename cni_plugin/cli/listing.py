@@ -11,7 +11,7 @@ from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import attachments, conflists, owners
+from cni_plugin.networks import attachments, conflists, findings, owners
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import Json, NetworkList, implemented
@@ -24,6 +24,7 @@ from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
 from weft.errors import BadOption, UnknownContainer
+from weft.remedies import Command, Remedy
 from weft.types import Result
 
 _FILTERS = ("name", "id", "network", "state", "status")
@@ -316,28 +317,37 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         found = [one for one in attachments.endpoints(context) if not network or one.network == network]
         if network and not found:
             tool.network(network)
-    losses: dict[str, list[str]] = {}
+    losses: dict[str, list[tuple[str, Remedy]]] = {}
     for each in dropped(context, network):
-        losses.setdefault(each.network, []).append(each.sentence)
+        losses.setdefault(each.network, []).append((each.sentence, Command(each.command)))
     networks = _first_of_each_name(tool)
     results = [
-        (one, [*sentences, *losses.get(one.network, ())])
+        (one, [*zip(sentences, findings.remedies(context, one, sentences), strict=True), *losses.get(one.network, ())])
         for one, sentences in zip(found, _problems_of(tool, context, found, networks), strict=True)
     ]
-    broken = sum(bool(sentences) for _, sentences in results)
+    broken = sum(bool(differences) for _, differences in results)
     if json_output:
         named = owners.names(one.container for one, _ in results)
-        as_json([{**summary(one, named.get(one.container)), "lacks": sentences} for one, sentences in results])
+        as_json([{**summary(one, named.get(one.container)), **_differing(differences)} for one, differences in results])
     else:
-        for one, sentences in results:
-            say(f"{'broken' if sentences else 'ok'.ljust(6)}  {one}", colour="red" if sentences else "")
-            for sentence in sentences:
+        for one, differences in results:
+            say(f"{'broken' if differences else 'ok'.ljust(6)}  {one}", colour="red" if differences else "")
+            for sentence, _ in differences:
                 say(f"        {sentence}")
+            for remedy in dict.fromkeys(remedy for _, remedy in differences):
+                say(f"        {remedy}")
         if not results:
             say("no attachments" + (f" on network {network}" if network else ""))
         elif broken:
-            say(f"{broken} of {count(len(results), 'attachment')} broken; weft doctor says how to fix it")
+            say(f"{broken} of {count(len(results), 'attachment')} broken")
     raise click.exceptions.Exit(1 if broken else 0)
+
+
+def _differing(differences: Sequence[tuple[str, Remedy]]) -> dict[str, object]:
+    return {
+        "lacks": [sentence for sentence, _ in differences],
+        "remedies": [{"remedy": str(remedy), "command": remedy.command} for _, remedy in differences],
+    }
 
 
 def _first_of_each_name(tool: Tool) -> dict[str, NetworkList]:

@@ -60,10 +60,10 @@ def _missing_privileges() -> str:
 
 def _abilities() -> tuple[Ability, ...]:
     from cni_plugin.dataplane.tables import TABLES
-    from cni_plugin.networks import findings
+    from cni_plugin.networks import requirements
     from weft.kernel.linux import probe
 
-    return probe.abilities(TABLES.text, findings.trials())
+    return probe.abilities(TABLES.text, requirements.trials())
 
 
 def _empty_namespace() -> AbstractContextManager[str]:

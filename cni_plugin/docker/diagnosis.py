@@ -10,6 +10,7 @@ from cni_plugin.docker import resolvers
 from cni_plugin.docker.state import FOLDER, LOCK
 from cni_plugin.networks.findings import Finding
 from weft import locks
+from weft.remedies import Command, NoCommand
 
 
 def findings(run: str, root: str = "") -> Iterator[Finding]:
@@ -19,14 +20,16 @@ def findings(run: str, root: str = "") -> Iterator[Finding]:
     if not locks.holder(os.path.join(run, LOCK)):
         yield Finding(
             "Docker has networks of weft's, and the driver does not run: containers on them do not start",
-            "start it with weft up, or as a service as in conf/systemd",
+            Command("weft up", "to start it"),
         )
     servers = resolvers.servers(root)
     if servers and all(map(resolvers.is_loopback, servers)):
         yield Finding(
             f"Docker asks {servers[0]} for names from this host's namespace, so containers find no services of weft's",
-            'name a server that is no loopback address in /etc/docker/daemon.json, such as {"dns": ["192.0.2.53"]}, '
-            "and restart Docker",
+            NoCommand(
+                "name a server that is no loopback address in /etc/docker/daemon.json, such as "
+                '{"dns": ["192.0.2.53"]}, and restart Docker'
+            ),
         )
 
 

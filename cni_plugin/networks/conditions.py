@@ -13,6 +13,7 @@ from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.findings import Finding
 from cni_plugin.service.context import ServiceContext
 from weft.errors import WeftError
+from weft.remedies import Command, NoCommand
 
 DISKS = ("/run/weft", "/var/lib/cni", "/var/lib/weft")
 CLOCKED = ("/var/lib/cni/networks", "/var/lib/weft")
@@ -49,7 +50,7 @@ def of_loopback(context: ServiceContext) -> Iterator[Finding]:
     for one in (one for one, is_down in zip(firsts, down, strict=True) if is_down):
         yield Finding(
             f"{one}: lo is down in the container, which does not reach its own servers at 127.0.0.1",
-            f"run nsenter --net={one.namespace.path} ip link set lo up",
+            Command(f"nsenter --net={one.namespace.path} ip link set lo up"),
         )
 
 
@@ -82,12 +83,12 @@ def of_disks(folders: Iterable[str]) -> Iterator[Finding]:
             yield Finding(
                 f"the file system of {folder} is about to be full: {free >> 20} of {size >> 20} MiB are free; without"
                 " space no container is attached",
-                f"make space; what is large: du -x -d 3 {folder}",
+                NoCommand(f"what may be deleted is to be decided; what is large: du -x -d 3 {folder}"),
             )
         elif found.f_files and found.f_favail < _LEAST_FREE * found.f_files:
             yield Finding(
                 f"the file system of {folder} has only {found.f_favail} of {found.f_files} inodes left",
-                f"delete files; where they are: du -x --inodes -d 3 {folder}",
+                NoCommand(f"what may be deleted is to be decided; where files are: du -x --inodes -d 3 {folder}"),
             )
 
 
@@ -106,7 +107,7 @@ def of_clock(folders: Iterable[str], now: float = 0.0) -> Iterator[Finding]:
         yield Finding(
             f"the clock was set back by {round(latest - now)} s or more: {where} was changed at"
             f" {datetime.fromtimestamp(latest, UTC):%Y-%m-%d %H:%M:%S} UTC; until then leases are not freed as stale",
-            f"set the clock (timedatectl, chronyc makestep); if it is right now: touch {where}",
+            NoCommand(f"set the clock (timedatectl, chronyc makestep); if it is right now: touch {where}"),
         )
 
 
@@ -128,7 +129,8 @@ def of_certificates(paths: Iterable[str], now: float = 0.0) -> Iterator[Finding]
             with open(path, encoding="ascii") as file:
                 ends = not_after(file.read())
         except (OSError, ValueError) as error:
-            yield Finding(f"the certificate {path} cannot be read: {error}", "correct [tls] in weft.toml, or the file")
+            remedy = NoCommand("correct [tls] in weft.toml, or the file")
+            yield Finding(f"the certificate {path} cannot be read: {error}", remedy)
             continue
         left = ends - (now or time.time())
         if left < _CERTIFICATE_DAYS * 86400:
@@ -136,7 +138,7 @@ def of_certificates(paths: Iterable[str], now: float = 0.0) -> Iterator[Finding]
             what = f"expires in {round(left / 86400)} days, at {when}" if left > 0 else f"has expired at {when}"
             yield Finding(
                 f"the certificate {path} {what}; clients then refuse the agent",
-                "have it issued again, and restart the agent: weft down; weft up",
+                NoCommand("have it issued again by its authority, then restart the agent: weft up --restart"),
             )
 
 
@@ -186,7 +188,7 @@ def of_bridge_netfilter(context: ServiceContext) -> Iterator[Finding]:
     yield Finding(
         f"{' and '.join(on)} is 1: every packet between two containers of a network passes the rules of IP, which takes"
         " a fifth of a round trip, and neither Docker nor Kubernetes is here, which need it",
-        f"run sysctl -w {settings}",
+        Command(f"sysctl -w {settings}"),
         advice=True,
     )
 
@@ -200,6 +202,6 @@ def of_units(needs_agent: bool) -> Iterator[Finding]:
         yield Finding(
             f"{name} is not installed: after a reboot the agent starts with the first attachment that needs it, and"
             " registered services are not checked until then",
-            "weft install --systemd, then systemctl enable --now weft-agent",
+            Command("weft install --systemd && systemctl enable --now weft-agent"),
             advice=True,
         )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from cni_plugin.networks import attachments, conflists, leases, podman, pools
+from cni_plugin.networks import attachments, conflists, leases, podman, pools, requirements
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import Gateways
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
-from cni_plugin.plan.traits import Feature, LinkTrial, Parent
+from cni_plugin.plan.traits import Parent
 from cni_plugin.service import executor, overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import Orphans, element_text, orphans, unused_networks
@@ -22,8 +23,8 @@ from cni_plugin.service.records import NetworkRecord
 from ipam import ranges
 from weft import identity
 from weft.errors import WeftError
-from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
+from weft.remedies import Command, NoCommand, Remedy
 from weft.section import Section
 from weft.types import Side, Subnet
 
@@ -45,92 +46,46 @@ class FixedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem and its remedy. ``advice``: nothing is wrong, but it could be better."""
+    """A problem, and the command that mends it or the reason why none does. ``advice``: nothing is wrong, but it
+    could be better.
+    """
 
     what: str
-    remedy: str
+    remedy: Remedy
     fixed_by: FixedBy = FixedBy.OPERATOR
     advice: bool = False
 
 
 _NOWHERE = (Side.CONTAINER, "")
-_GC = "run weft gc to remove it"
-_REPAIR = "run weft doctor --repair to restore it"
+_GC = Command("weft gc", "to remove it")
+_REPAIR = Command("weft doctor --repair", "to restore it")
+_RESTART = "restart the container with its own runtime"
+_TO_DECIDE = "which of the two is to be decided"
+_RECREATE = "make the network again with another subnet once its containers are gone"
 
 
 def of_host(abilities: Sequence[Ability], networks: Sequence[NetworkList]) -> Iterator[Finding]:
     """Kernel features that are missing and needed by weft itself or a network."""
-    needed = _needs(networks)
+    needed = requirements.needed(networks)
     for one in abilities:
         if one.problem and one.essential:
-            yield Finding(f"{one.name}: {one.problem}", "no container can be attached without it")
+            yield Finding(
+                f"{one.name}: {one.problem}",
+                NoCommand("use another kernel, or root's rights: no container can be attached without it"),
+            )
         elif one.problem and one.name in needed:
             yield Finding(
                 f"{one.name}: {one.problem}",
-                f"network {needed[one.name]} requires it ({one.serves}): use another kernel, or remove the network",
+                NoCommand(
+                    f"network {needed[one.name]} requires it ({one.serves}): use another kernel, or remove the network"
+                ),
             )
-
-
-def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
-    """The kernel features that the networks need, each with one of the networks."""
-    found: dict[str, str] = {}
-    for network in networks:
-        needs = [one.name for one in modules.declared(network.driver).trials if _is_tried_for(one, network.main)]
-        for feature in _features(network):
-            needs += [*(one.name for one in feature.trials), *feature.abilities]
-        if _forwards(network):
-            needs.append("IPv4 forwarding")
-        if any(subnet.version == 6 for subnet in conflists.subnets(network)):
-            needs += ["IPv6"]
-        for name in needs:
-            found.setdefault(name, network.name)
-    return found
-
-
-def _forwards(network: NetworkList) -> bool:
-    """Whether this host forwards the network's packets: its drivers say so, of others it is taken to
-    be.
-    """
-    routed = network.driver not in modules.drivers() or modules.declared(network.driver).routed
-    return routed and not network.internal
-
-
-def _is_tried_for(trial: LinkTrial, main: Section) -> bool:
-    return not trial.keys or any(main.raw(key) not in (None, 0, "") for key in trial.keys)
-
-
-def _features(network: NetworkList) -> Iterator[Feature]:
-    """The features that the network's plugins use."""
-    for name in modules.features():
-        feature, main = modules.feature(name).FEATURE, network.main
-        asked = (feature.section and name in main) or any(main.raw(key) for key in feature.keys)
-        if asked or feature.plugin in network.types:
-            yield feature
-
-
-def trials() -> tuple[probe.LinkTrial, ...]:
-    """The kinds of links that drivers and features need, which ``weft.kernel.linux.probe`` tries to
-    create.
-    """
-    declared = [(f"driver {name}", modules.declared(name).trials) for name in modules.drivers()]
-    declared += [(f"feature {name}", modules.feature(name).FEATURE.trials) for name in modules.features()]
-    return tuple(
-        probe.LinkTrial(
-            one.name,
-            f"{what} with {' or '.join(one.keys)}" if one.keys else what,
-            one.kind,
-            one.options,
-            one.on_parent,
-        )
-        for what, every in declared
-        for one in every
-    )
 
 
 def of_files(found: Orphans, problems: Sequence[WeftError]) -> Iterator[Finding]:
     """Network lists and records that cannot be read."""
     for problem in problems:
-        yield Finding(problem.message, problem.hint or "correct or remove the file")
+        yield Finding(problem.message, NoCommand(problem.hint or "correct or remove the file"))
     for path in found.files:
         if path.endswith(".damaged"):
             yield Finding(f"{path} was damaged or no regular file, renamed", _GC, FixedBy.GC)
@@ -144,7 +99,7 @@ def of_leftovers(context: ServiceContext, found: Orphans, networks: Sequence[Net
         text = element_text(element)
         yield Finding(f"nftables element {text} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for name in found.unrecorded:
-        yield Finding(f"{name} runs, but its record is lost, with /run/weft", "restart the container")
+        yield Finding(f"{name} runs, but its record is lost, with /run/weft", NoCommand(_RESTART))
     for mark in found.rules:
         yield Finding(f"iptables rules with the comment {mark} belong to no network", _GC, FixedBy.GC)
     for path in found.files:
@@ -178,7 +133,7 @@ def of_subnets(context: ServiceContext) -> Iterator[Finding]:
             if link in idle:
                 yield Finding(what, _GC, FixedBy.GC)
             else:
-                yield Finding(what, f"use another subnet for {name}, or delete that address")
+                yield Finding(what, NoCommand(f"use another subnet for {name}, or delete that address: {_TO_DECIDE}"))
 
 
 def of_attachments(context: ServiceContext) -> Iterator[Finding]:
@@ -199,18 +154,27 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
             why = gone if one.state is State.GONE else "it is only partially attached"
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
     for one, sentences in zip(attached, differences, strict=True):
-        for sentence, restorable in sentences:
-            if restorable:
-                yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
-            else:
-                yield Finding(f"{one}: {sentence}", "restart the container, or detach and attach it again")
+        for sentence, remedy in sentences:
+            fixed_by = FixedBy.REPAIR if remedy is _REPAIR else FixedBy.OPERATOR
+            yield Finding(f"{one}: {sentence}", remedy, fixed_by)
 
 
-def _differences(context: ServiceContext, one: Endpoint) -> list[tuple[str, bool]]:
-    """What differs, and whether that can be restored while the container runs."""
+def _differences(context: ServiceContext, one: Endpoint) -> list[tuple[str, Remedy]]:
+    """What differs, and what mends it."""
     sentences = attachments.mismatches(context, one, shared=False)
-    restorable = _restorable(context, one) if sentences else set()
-    return [(sentence, sentence in restorable) for sentence in sentences]
+    return list(zip(sentences, remedies(context, one, sentences), strict=True))
+
+
+def remedies(context: ServiceContext, one: Endpoint, sentences: Sequence[str]) -> list[Remedy]:
+    """What mends each difference of an endpoint; that of its network's shared things, too."""
+    if not sentences:
+        return []
+    if one.state is not State.ATTACHED:
+        return [_GC] * len(sentences)
+    own = attachments.mismatches(context, one, shared=False)
+    restorable = _restorable(context, one) | (set(attachments.mismatches(context, one)) - {*own})
+    by_hand = NoCommand(f"{_RESTART}, or detach and attach it again")
+    return [_REPAIR if sentence in restorable else by_hand for sentence in sentences]
 
 
 def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:
@@ -242,7 +206,7 @@ def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Ite
         if other is not network:
             yield Finding(
                 f"{network.path} and {other.path} both define network {network.name}",
-                "remove one of them; runtimes use the first",
+                Command(f"rm {shlex.quote(network.path)}", ": runtimes use the other, which comes first"),
             )
     yield from _conflicts(list(names.values()))
     host = [*pools.of_host(context.kernel.host), *overlaps.of_virtual_ranges()]
@@ -250,13 +214,13 @@ def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Ite
     for network in names.values():
         for subnet in conflists.subnets(network):
             if what := overlaps.special(subnet):
-                yield Finding(f"subnet {subnet} of network {network.name} contains {what}", "use another subnet")
+                yield Finding(f"subnet {subnet} of network {network.name} contains {what}", NoCommand(_RECREATE))
             uses = (host[number] for number in in_use.overlapping(subnet))
             use = next((each for each in uses if not _is_link_of(each.link, network)), None)
             if use is not None and not _is_other_network(use, network, names):
                 yield Finding(
                     f"subnet {subnet} of network {network.name} overlaps with {use.by}",
-                    "use another subnet: containers of the network cannot reach those addresses",
+                    NoCommand(f"containers of the network cannot reach those addresses: {_RECREATE}"),
                 )
 
 
@@ -277,7 +241,7 @@ def of_pools(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterat
                 if address.version == each.subnet.version and address in each.span and not excluded:
                     yield Finding(
                         f"network {network.name} leases {address}, an address of {owner}",
-                        "add it to ipam.exclude, or set rangeStart and rangeEnd",
+                        NoCommand(f"in {network.path}, add it to ipam.exclude, or set rangeStart and rangeEnd"),
                     )
 
 
@@ -298,14 +262,17 @@ def _conflicts(networks: Sequence[NetworkList]) -> Iterator[Finding]:
                     reported.add((subnet, other))
                     yield Finding(
                         f"networks {one.name} and {networks[other].name} overlap: {subnet} and {theirs}",
-                        "use another subnet for one of them",
+                        NoCommand(f"use another subnet for one of them: {_TO_DECIDE}"),
                     )
         same = bridges[one.bridge, one.main.integer("vlan")] if one.bridge else ()
         for other in same:
             if other > place:
                 yield Finding(
                     f"networks {one.name} and {networks[other].name} use the same bridge {one.bridge}",
-                    "use another bridge for one of them: their containers are not isolated from each other",
+                    NoCommand(
+                        "their containers are not isolated from each other; use another bridge for one of them: "
+                        f"{_TO_DECIDE}"
+                    ),
                 )
 
 
@@ -335,7 +302,7 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
     needed = {
         subnet.version
         for network in networks
-        if network.name in used and _forwards(network)
+        if network.name in used and requirements.forwards(network)
         for subnet in conflists.subnets(network)
     }
     for version in sorted(needed):
@@ -347,13 +314,13 @@ def of_names(context: ServiceContext) -> Iterator[Finding]:
     """Names that the agent does not serve, and services that it does not register."""
     for one in attachments.endpoints(context):
         for sentence in attachments.remarks(context, one):
-            yield Finding(f"{one}: {sentence}", "give it another name, or permit this one")
+            yield Finding(f"{one}: {sentence}", NoCommand("give it another name, or permit this one"))
 
 
 def of_firewalls(context: ServiceContext) -> Iterator[Finding]:
     """What other firewalls drop of networks' packets, and have no mechanism of their own for."""
     for one in dropped(context):
-        yield Finding(f"network {one.network}: {one.sentence}", one.remedy)
+        yield Finding(f"network {one.network}: {one.sentence}", Command(one.command))
 
 
 def every(

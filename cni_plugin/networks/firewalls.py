@@ -26,7 +26,7 @@ class Dropped:
 
     network: str
     sentence: str
-    remedy: str
+    command: str
 
 
 def dropped(context: ServiceContext, network: str = "") -> list[Dropped]:
@@ -61,8 +61,7 @@ def _of_record(record: Record, chains: list[BaseChain], outside: str) -> Iterato
         hook = "forward" if packet.outgoing else "input"
         for chain in chains:
             if chain.hook == hook and version in chain.versions and chain.drops(packet):
-                remedy = f"accept it there: {chain.accepting(like)}"
-                yield Dropped(record.attachment.network, f"{chain} drops {what}", remedy)
+                yield Dropped(record.attachment.network, f"{chain} drops {what}", chain.accepting(like))
 
 
 def _packets(record: Record, outside: str) -> Iterator[tuple[int, Packet, Packet, str]]:

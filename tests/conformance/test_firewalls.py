@@ -113,7 +113,7 @@ def test_ufw(machine: Firewalled) -> None:
     machine.run("ufw", "route", "deny", "in", "on", "lan0", "out", "on", "weft-blue")
     machine.run("ufw", "reload")
     assert machine.weft("doctor", "--repair").code == 1
-    assert list(machine.findings().values()) == ["accept it there: iptables -I FORWARD -i lan0 -o weft-blue -j ACCEPT"]
+    assert list(machine.findings().values()) == ["run iptables -I FORWARD -i lan0 -o weft-blue -j ACCEPT"]
     assert not machine.page("outside", "192.0.2.1:8080", expected=False)
     machine.remove("c1", "c2", "c3")
     assert machine.rules() == []

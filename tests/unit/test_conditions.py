@@ -17,6 +17,7 @@ from cni_plugin.service.verbs import Service
 from lab.cases import CASES
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.remedies import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +120,7 @@ def test_bridge_netfilter_where_nothing_needs_it(service: Service, monkeypatch: 
     assert list(conditions.of_bridge_netfilter(service)) == []
     service.kernel.host.set_sysctl(key, "1")
     [found] = conditions.of_bridge_netfilter(service)
-    assert found.advice and found.remedy == "run sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    assert found.advice and found.remedy == Command("sysctl -w net.bridge.bridge-nf-call-iptables=0")
     monkeypatch.setattr(conditions, "USERS_OF_BRIDGE_NETFILTER", ("/",))
     assert list(conditions.of_bridge_netfilter(service)) == []
 

@@ -159,7 +159,7 @@ DEFERRED: dict[str, dict[str, str]] = {
     # weft --help and the commands to the agent do not need the kernel
     "cni_plugin.cli.tool": {
         "cni_plugin.dataplane.tables": "4.8 ms",
-        "cni_plugin.networks.findings": "44.5 ms",
+        "cni_plugin.networks.requirements": "44.5 ms",
         "cni_plugin.service.log": "0.5 ms",
         "cni_plugin.service.verbs": "37.0 ms",
         "weft.kernel.host": "6.0 ms",

@@ -344,9 +344,7 @@ def test_the_rule_to_add_is_named(service: Service, weft: Weft, host: FakeNamesp
     assert dropped(service) == []  # no default route, so nothing to reach
     host.add_route(KernelRoute(Route(ip_network("0.0.0.0/0")), "lan0"))
     options = ("-i blue0 -o lan0", "-i lan0 -o blue0 -m conntrack --ctstate RELATED,ESTABLISHED")
-    assert [one.remedy for one in dropped(service)] == [
-        f"accept it there: iptables -I FORWARD {each} -j ACCEPT" for each in options
-    ]
+    assert [one.command for one in dropped(service)] == [f"iptables -I FORWARD {each} -j ACCEPT" for each in options]
     docker(host.tables[4], "docker0")
     assert dropped(service) == []  # Docker's own mechanism comes first
     shared.repair(service)

@@ -11,7 +11,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cni_plugin.cli import engine
+from cni_plugin.cli import agents, engine
+from cni_plugin.networks import requirements
+from cni_plugin.plan import modules
 from cni_plugin.service.records import Phase
 from weft.kernel.interface import Element, KernelRoute
 from weft.kernel.linux.probe import Ability
@@ -100,6 +102,15 @@ def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     assert "network blue: the bridge weft-blue is down" in found
     assert "weft-c2/eth0 on blue: eth0 lacks the address 10.7.0.3/24" in found
     assert len(found) == len(set(found))
+    checked = {one["container"]: one for one in blue("check", "--json").json}
+    assert {one["command"] for one in checked["weft-c1"]["remedies"]} == {"weft doctor --repair"}
+    of_c2 = checked["weft-c2"]
+    commands = dict(zip(of_c2["lacks"], (one["command"] for one in of_c2["remedies"]), strict=True))
+    assert commands["the table inet weft is missing"] == "weft doctor --repair"
+    assert commands["eth0 lacks the address 10.7.0.3/24"] is None
+    text = blue("check").out
+    assert text.count("run weft doctor --repair to restore it") == 2
+    assert text.count("restart the container with its own runtime") == 1
     said = blue("doctor", "--repair", "--json")
     assert said.code == 1
     assert {one["mends"] for one in said.json["findings"]} == {"person"}
@@ -210,6 +221,28 @@ def test_missing_abilities_are_findings_only_if_needed(blue) -> None:
     assert blue("doctor").code == 1
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_driver_is_usable_where_all_that_it_needs_is_there(
+    blue, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    monkeypatch.setattr(agents, "is_of_cluster", lambda: joined)
+    blue.abilities = tuple(
+        Ability(one.name, one.serves, "Unknown device type" if one.name in ("ipvlan", "bridge VLAN filtering") else "")
+        for one in requirements.trials()
+    )
+    found = {one["name"]: one["problem"] for one in blue("doctor", "--json").json["drivers"]}
+    assert found.keys() == set(modules.drivers())
+    assert found["ipvlan"] == "ipvlan: Unknown device type"
+    assert found["bridge"] == found["macvlan"] == ""  # networks without VLANs
+    assert found["overlay"].startswith("" if joined else "this host is in no cluster: weft cluster init")
+    assert bool(found["overlay"]) is not joined
+    lines = {line.split()[0]: line.split()[1] for line in blue("doctor").out.split("Drivers\n")[1].splitlines()[1:4]}
+    assert set(lines.values()) <= {"yes", "no:"}
+    blue.abilities = (Ability("CAP_NET_ADMIN", "everything", "run as root", essential=True),)
+    problems = {one["problem"] for one in blue("doctor", "--json").json["drivers"]}
+    assert problems == {"CAP_NET_ADMIN: run as root"}
+
+
 def test_ipam_lists_owners_and_usage(blue) -> None:
     lease(blue, "10.7.0.50", 3600)
     lines = blue.good("ipam", "ls", "blue").splitlines()
@@ -248,4 +281,4 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
         monkeypatch.setattr(engine, "running", lambda: engine.Running(other.pid, "", 0.0, 0))
         found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
         other.kill()
-    assert found[f"the engine, process {other.pid}, runs another installation's code"] == "weft up --restart"
+    assert found[f"the engine, process {other.pid}, runs another installation's code"] == "run weft up --restart"
