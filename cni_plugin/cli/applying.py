@@ -14,7 +14,7 @@ from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import conflists
-from cni_plugin.networks.declared import desired, document, keeping, yaml_files
+from cni_plugin.networks.declared import desired, document, keeping
 from cni_plugin.networks.declared.desired import Change, Changes, Ground
 from cni_plugin.networks.declared.document import Document
 from cni_plugin.networks.declared.operations import Registered, Removed
@@ -182,5 +182,9 @@ def export(tool: Tool, form: str, json_output: bool) -> None:
         warn(sentence)
     if json_output or form == "json":
         as_json(found)
+    elif form == "yaml":
+        from cni_plugin.networks.declared import yaml_files
+
+        sys.stdout.write(yaml_files.dumps(found))
     else:
-        sys.stdout.write(yaml_files.dumps(found) if form == "yaml" else keeping.toml(found))
+        sys.stdout.write(keeping.toml(found))

@@ -6,14 +6,13 @@ All problems are collected and raised together; an unknown key is one, with the 
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from cni_plugin.networks.conflists import Json
 from cni_plugin.networks.create import CreateOptions
-from cni_plugin.networks.declared import yaml_files
+from cni_plugin.networks.declared import languages
 from discovery.consul import definition_files
 from discovery.consul.definition_files import BadDefinitionFile
 from weft import identity
@@ -137,18 +136,8 @@ class Document:
 
 
 def decoded(text: str, where: str) -> _Raw:
-    """A file's tables, of YAML if its name or first line says so, of JSON if it starts with "{", else of TOML.
-
-    Raises ConfigProblem.
-    """
-    is_json = text.lstrip().startswith("{")
-    language = "YAML" if yaml_files.is_yaml(text, where) else "JSON" if is_json else "TOML"
-    try:
-        found: object = _LANGUAGES[language](text)
-    except ValueError as error:
-        raise ConfigProblem(
-            f"{where} is not valid {language}: {error}", hint="see docs/apply.md for an example"
-        ) from error
+    """A file's tables. Raises ConfigProblem."""
+    found = languages.parsed(text, where)
     if not isinstance(found, dict):
         raise ConfigProblem(f"{where} must be a table of {', '.join(KINDS)}", hint="see docs/apply.md for an example")
     tables: _Raw = {}
@@ -166,22 +155,6 @@ def decoded(text: str, where: str) -> _Raw:
             )
         tables[kind] = names
     return tables
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Raises ValueError if it has a key twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)} is given twice")
-    return found
-
-
-_LANGUAGES: dict[str, Callable[[str], object]] = {
-    "YAML": yaml_files.loads,
-    "JSON": lambda text: json.loads(text, object_pairs_hook=_once),
-    "TOML": tomllib.loads,
-}
 
 
 def merged(tables: Iterable[tuple[str, _Raw]]) -> _Raw:

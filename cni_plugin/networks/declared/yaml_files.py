@@ -26,12 +26,6 @@ _OTHER_BASE = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
-_FIRST = re.compile(r"(?:\s|#[^\n]*(?:\n|$))*(---|%YAML|[^\s\[={\"'#][^\n=]*?:(?:\s|$)|[\"'][^\n]*[\"']\s*:(?:\s|$))")
-
-
-def is_yaml(text: str, where: str) -> bool:
-    """Whether a file is YAML: by its name, else by its first line, which in TOML has no ``key:``."""
-    return where.endswith((".yaml", ".yml")) or _FIRST.match(text) is not None
 
 
 def loads(text: str) -> object:

@@ -124,6 +124,8 @@ def test_what_is_exported_declares_the_same(run, office: str, kept: Path, tmp_pa
     run.good("apply", "-f", office)
     text = run.good("export")
     assert {**tomllib.loads(text)} == json.loads(run.good("export", "--json"))
+    (tmp_path / "all.yaml").write_text(run.good("export", "--format", "yaml"))
+    assert run.good("apply", "-f", str(tmp_path / "all.yaml"), "-n") == "nothing to change\n"
     (tmp_path / "all.toml").write_text(text)
     before = state(run, kept)[:-1]
     assert run.good("apply", "-f", str(tmp_path / "all.toml")) == "nothing to change\n"
