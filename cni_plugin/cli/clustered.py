@@ -71,8 +71,8 @@ def findings() -> Iterator[Finding]:
         for one in list_of_objects(connection.get(api_path("weft", "networks")).json):
             if why := one.get("Invalid"):
                 what = f"the cluster's record of network {one.get('Name')} is invalid, and changes nothing: {why}"
-                remedy = f"update weft here, if it is older; or weft network rm {one.get('Name')}"
-                yield Finding(what, NoCommand(remedy))
+                either = f"update weft here, if it is older; or weft network rm {one.get('Name')}"
+                yield Finding(what, NoCommand(either))
             if problem := one.get("Problem"):
                 what = f"this host does not take part in network {one.get('Name')} of the cluster: {problem}"
                 yield Finding(what, NoCommand("remove the cause; the agent then joins it"))
