@@ -16,7 +16,7 @@ import pytest
 
 from cni_plugin.engine import server
 from cni_plugin.entry import netavark
-from cni_plugin.networks import create, findings
+from cni_plugin.networks import create, requirements
 from cni_plugin.ops import ContainerLink
 from cni_plugin.plan import modules
 from lab.calls import Steps, Weft
@@ -224,7 +224,7 @@ def test_podman_can_create_networks_with_it() -> None:
 
 
 def test_doctor_probes_its_kind_of_link_and_names_networks_that_need_it(run, weft: Weft) -> None:
-    tried = {one.name: one for one in findings.trials()}
+    tried = {one.name: one for one in requirements.trials()}
     assert (tried["macvtap"].kind, tried["macvtap"].serves) == ("macvtap", "driver macvtap")
     subnet = ("--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
     run.good("network", "create", "-d", "macvtap", *subnet, "-o", "parent=lan0", "vms")
@@ -249,7 +249,7 @@ def test_a_feature_is_configured_by_its_section(run, weft: Weft) -> None:
     run.kernel.open(path).change_link("eth0", promiscuous=False)
     assert "promiscuous" in weft.check(asked, result, path)
     weft.delete(asked, path)
-    assert "feature listening" in {one.serves for one in findings.trials()}
+    assert "feature listening" in {one.serves for one in requirements.trials()}
 
 
 def test_a_feature_is_a_plugin_in_a_chain(run, weft: Weft) -> None:
