@@ -11,7 +11,7 @@ from cluster import tunnels
 from cluster.blocks import Blocks, lost
 from cluster.records import Member, Network
 from weft import identity, overlay
-from weft.overlay_modes import L2, PORTS
+from weft.overlay_modes import L2, PORTS, VLAN_GATEWAY
 from weft.types import Address, Subnet
 
 Json = dict[str, object]
@@ -100,6 +100,9 @@ def network_file(
         **network.keys,
         **keys,
     }
+    gateway = network.keys.get(VLAN_GATEWAY)
+    if isinstance(gateway, dict) and gateway.get("host") == host.node:
+        found[VLAN_GATEWAY] = {**gateway, "local": True}
     return found | ({"gateway": str(network.gateway)} if network.gateway is not None else {})
 
 
@@ -143,7 +146,7 @@ def peers_file(
                 "name": member.node,
                 "underlay": member.underlay,
                 "mac": member.mac,
-                "blocks": [str(one) for one in peer.blocks],
+                "blocks": [str(one) for one in (*peer.blocks, *_machines(network, member.node))],
                 **({"mtu": mtu} if mtu else {}),
                 **({tunnels.KEYS: member.keys[tunnels.KEYS]} if public else {}),
                 **({PORTS: member.keys[PORTS]} if PORTS in member.keys and network.mode == L2 else {}),
@@ -151,6 +154,12 @@ def peers_file(
         )
     peers.sort(key=lambda one: str(one["name"]))
     return {"format": overlay.FORMAT, "network": network.name, "peers": peers}, left_out
+
+
+def _machines(network: Network, node: str) -> tuple[Subnet, ...]:
+    """The addresses of the machines on the VLAN that a host is the gateway of."""
+    gateway = network.vlan_gateway
+    return (gateway.range,) if gateway is not None and gateway.host == node else ()
 
 
 def text(document: Json) -> bytes:

@@ -14,9 +14,10 @@ from cluster.blocks import static_problem
 from cluster.records import Member, Network
 from cluster.view import View
 from store import Compare, Delete, Operation, Put, Range, Store, Unavailable
-from weft import identity, overlay, wireguard
+from weft import identity, overlay, overlay_modes, wireguard
 from weft.errors import BadOption, InUse, Missing
-from weft.types import Subnet
+from weft.overlay_modes import VlanGateway
+from weft.types import Address, Subnet
 
 _ATTEMPTS = 8
 _FIRST_VNI = 1 << 16
@@ -129,12 +130,29 @@ def check(network: Network) -> None:
     gateway = network.gateway
     if gateway is not None and (not isinstance(gateway, IPv4Address) or four is None or gateway not in four):
         raise BadOption(f"invalid gateway {gateway}: it is no IPv4 address of a subnet")
+    if (at_vlan := network.vlan_gateway) is not None:
+        _check_vlan(network, at_vlan, gateway or (four[1] if four is not None else None))
+
+
+def _check_vlan(network: Network, at_vlan: VlanGateway, gateway: Address | None) -> None:
+    if network.mode != overlay_modes.L2:
+        raise BadOption("option vlan-gateway needs mode=l2, in which hosts share a segment", hint="add -o mode=l2")
+    if problem := static_problem(network, at_vlan.range):
+        raise BadOption(f"invalid vlan-range {at_vlan.range}: it {problem}")
+    if gateway is not None and gateway in at_vlan.range:
+        raise BadOption(f"invalid vlan-range {at_vlan.range}: it has the network's gateway {gateway}")
 
 
 def _require_free(wanted: Network, found: Range) -> None:
     for other in _others(found):
         if other.name == wanted.name:
             raise InUse(f"network with name {wanted.name} already exists", hint="choose another name")
+        at_vlan, there = wanted.vlan_gateway, other.vlan_gateway
+        if at_vlan is not None and there is not None and replace(at_vlan, range=there.range) == there:
+            raise InUse(
+                f"the VLAN at {at_vlan.parent} of host {at_vlan.host} is a part of network {other.name}",
+                hint="each VLAN is part of one network: name another vlan or vlan-parent",
+            )
         for subnet in wanted.subnets:
             theirs = next((one for one in other.subnets if _overlap(one, subnet)), None)
             if theirs is not None:

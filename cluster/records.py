@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from store import Entry
 from weft import identity, overlay, overlay_modes, wireguard
+from weft.overlay_modes import VlanGateway
 from weft.section import Section, quoted
 from weft.types import Address, Subnet
 
@@ -61,6 +62,10 @@ class Network:
     @property
     def mode(self) -> str:
         return str(self.keys.get("mode") or overlay_modes.ROUTED)
+
+    @property
+    def vlan_gateway(self) -> VlanGateway | None:
+        return overlay_modes.parse_vlan_gateway(Section(dict(self.keys)).section(overlay_modes.VLAN_GATEWAY))
 
     @property
     def internal(self) -> bool:
@@ -248,6 +253,7 @@ def _network(name: str, keys: Section, revision: int) -> Network:
     port = keys.integer("port", least=1, most=65535)
     static = tuple(map(ip_network, keys.texts("static")))
     gateway = keys.address("gateway")
+    overlay_modes.parse_vlan_gateway(keys.section("keys").section(overlay_modes.VLAN_GATEWAY))
     found = Network(
         name,
         keys.text("id"),

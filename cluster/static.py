@@ -49,7 +49,7 @@ def _wanted(blocks: Blocks, node: str, claims: Iterable[Claim], asks: Collection
     for claim in dict.fromkeys(claims):
         for address in claim.addresses:
             single = ip_network(address)
-            if not is_static(blocks.network, single):
+            if not is_static(blocks.network, single) or _is_machine(blocks.network, address):
                 continue
             there = blocks.at(single)
             if there is None:
@@ -92,6 +92,8 @@ def answer(
     for address in claim.addresses:
         if address in own:
             continue
+        if _is_machine(network, address):
+            return refused(address, network, "it is for machines on the VLAN")
         if not is_static(network, ip_network(address)):
             return refused(address, network, f"it is in no static range ({_ranges(network)})")
         mine = (one for one in asks if (one.address, one.node, one.token) == (address, node, claim.token))
@@ -107,6 +109,11 @@ def answer(
             )
         return refused(address, network, unanswered)
     return ""
+
+
+def _is_machine(network: Network, address: Address) -> bool:
+    gateway = network.vlan_gateway
+    return gateway is not None and address in gateway.range
 
 
 def refused(address: Address, network: Network, why: str) -> str:

@@ -178,3 +178,8 @@ def overlay_bridge(network: str) -> str:
 def overlay_vxlan(bridge: str) -> str:
     """The name of the VXLAN link that belongs to an overlay network's bridge."""
     return "wvx" + bridge.removeprefix("wov")
+
+
+def overlay_vlan(bridge: str) -> str:
+    """The name of the VLAN link by which a VLAN is part of an overlay network."""
+    return "wvl" + bridge.removeprefix("wov")

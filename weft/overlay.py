@@ -16,9 +16,10 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 
 from weft import files, wireguard
+from weft import overlay_modes as modes
 from weft.errors import Busy, StateDamaged
 from weft.identity import OVERLAY_GATEWAY6, normal_mac
-from weft.overlay_modes import L2, MODES, PORTS, ROUTED, ContainerPort, parse_ports
+from weft.overlay_modes import L2, MODES, PORTS, ROUTED, ContainerPort, VlanGateway, parse_ports
 from weft.section import Problems, Section, quoted
 from weft.types import Address, Cidr, Subnet
 from weft.wireguard import TunnelKey
@@ -61,6 +62,7 @@ class OverlayNetwork:
     keys: tuple[TunnelKey, ...] = ()
     generation: int = 0
     mode: str = ROUTED
+    vlan_gateway: VlanGateway | None = None
 
     @cached_property
     def vtep(self) -> Address:
@@ -207,7 +209,10 @@ def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
         port or PORT,
         keys.flag("kept"),
     )
-    found = replace(_encrypted(found, keys), mode=keys.text("mode", choices=MODES) or ROUTED)
+    at_vlan = modes.parse_vlan_gateway(keys.section(modes.VLAN_GATEWAY))
+    found = replace(_encrypted(found, keys), mode=keys.text("mode", choices=MODES) or ROUTED, vlan_gateway=at_vlan)
+    if at_vlan is not None and (not found.is_l2 or found.subnet_of(at_vlan.range) is None):
+        keys.problem(modes.VLAN_GATEWAY, "needs mode l2, and a range that is part of a subnet")
     for key, parts in (("blocks", blocks), ("static", static)):
         for one in parts:
             if found.subnet_of(one) is None:

@@ -4,15 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 
-from weft.identity import normal_mac
+from weft.identity import link_name_problem, normal_mac
+from weft.section import Section
 from weft.types import Address, Subnet
 
 ROUTED, L2 = "routed", "l2"
 MODES = (ROUTED, L2)
 PORTS = "ports"
 """The key of the containers of a host in its record and in the peers' file, in mode ``l2``."""
+
+
+VLAN_GATEWAY = "vlanGateway"
+"""The key of the VLAN gateway in a network's record and file."""
+LAST_VLAN = 4094
+
+
+@dataclass(frozen=True, slots=True)
+class VlanGateway:
+    """The host at which a VLAN is part of a network of mode l2, by its link ``parent``, with the tag ``vlan``
+    (0: without one). Machines on the VLAN have addresses of ``range``. ``local``: it is this host.
+    """
+
+    host: str
+    parent: str
+    vlan: int
+    range: IPv4Network
+    local: bool = False
+
+
+def parse_vlan_gateway(keys: Section) -> VlanGateway | None:
+    """The VLAN gateway, None without one or where something is wrong with it, which is recorded."""
+    if not keys:
+        return None
+    host, parent, subnet = keys.text("host"), keys.text("parent"), keys.subnet("range")
+    vlan = keys.integer("vlan", least=0, most=LAST_VLAN) or 0
+    if not host:
+        keys.problem("host", "must be the name of one host")
+    if problem := link_name_problem(parent):
+        keys.problem("parent", problem)
+    if not isinstance(subnet, IPv4Network):
+        keys.problem("range", "must be a part of the network's IPv4 subnet")
+        return None
+    return VlanGateway(host, parent, vlan, subnet, keys.flag("local"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +60,10 @@ class ContainerPort:
 
 def encoded(ports: Iterable[ContainerPort]) -> dict[str, list[str]]:
     """The addresses by MAC address, in order: equal ports have equal JSON."""
-    return {one.mac: sorted(map(str, one.addresses)) for one in sorted(ports, key=lambda one: one.mac)}
+    found: dict[str, list[str]] = {}
+    for one in sorted(ports, key=lambda one: one.mac):
+        found[one.mac] = sorted({*found.get(one.mac, ()), *map(str, one.addresses)})
+    return found
 
 
 def parse_ports(value: object, blocks: Iterable[Subnet]) -> tuple[ContainerPort, ...]:

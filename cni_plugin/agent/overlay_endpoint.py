@@ -42,6 +42,7 @@ NETWORK: Schema = schemas.struct(
     KeyGeneration=schemas.INTEGER,
     Rotating=schemas.STRINGS,
     LeftOut=schemas.STRING_MAP,
+    VlanGateway=schemas.STRING_MAP,
     Port=schemas.INTEGER,
     Subnets=schemas.STRINGS,
     Static=schemas.STRINGS,
@@ -184,10 +185,18 @@ class OverlayEndpoint:
                 for one in sorted(members.values(), key=lambda one: one.node)
             ],
             "LeftOut": {node: f"its record {why}" for node, why in sorted(overlays.left_out.get(name, {}).items())},
+            "VlanGateway": _vlan_gateway(network),
             "Encryption": str(network.keys.get(tunnels.ENCRYPTION) or ""),
             "KeyGeneration": tunnels.wanted(network),
             "Rotating": tunnels.lagging(network, overlays.view.sharing(network)),
         }
+
+
+def _vlan_gateway(network: Network) -> dict[str, str]:
+    found = network.vlan_gateway
+    if found is None:
+        return {}
+    return {"Host": found.host, "Parent": found.parent, "Vlan": str(found.vlan or ""), "Range": str(found.range)}
 
 
 def _host(member: Member, blocks: list[str], probed: int) -> dict[str, object]:

@@ -18,9 +18,11 @@ from ipaddress import ip_address, ip_network
 from cluster import tunnels
 from cluster.host_files import Host, Json, inner_mtu, network_file, text
 from cluster.records import Network
+from cni_plugin.dataplane import frames
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.networks import clustered, conflists, leases, pools
 from cni_plugin.networks.clustered import Folders
+from cni_plugin.ops import overlay_gateway
 from cni_plugin.service import overlaps
 from cni_plugin.service import overlay as overlays
 from cni_plugin.service.removal import remove_network
@@ -32,6 +34,7 @@ from weft.claims import Claim
 from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
+from weft.kernel.interface import Element, Kernel
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.overlay_modes import L2, ContainerPort
 from weft.types import Address, Result, Subnet
@@ -68,6 +71,7 @@ class OverlayHost:
     def __init__(self, node: str, address: str, folder: str) -> None:
         self._node = node
         self._address = address
+        self._at_vlan = False  # whether this host is the VLAN gateway of a network
         cni = os.environ.get("WEFT_CNI_CONFIG") or conflists.FOLDER
         self.folders = Folders(cni, os.path.join(_PODMAN, "networks"), folder)
 
@@ -93,6 +97,11 @@ class OverlayHost:
                 attached[name] = attached.get(name, 0) + 1
                 if name in l2 and (port := _port(record.result)) is not None:
                     ports[name] = (*ports.get(name, ()), port)
+            gateways = [one.vlan_gateway for one in known]
+            self._at_vlan = any(one is not None and one.host == self._node for one in gateways)
+            for one in known:
+                if found := self._machines(service, one):
+                    ports[one.name] = (*ports.get(one.name, ()), *found)
             joined = frozenset(self.folders.joined())
             names = joined | {one.name for one in known}
             leased = {name: frozenset(_leased(name)) for name in names}
@@ -102,6 +111,14 @@ class OverlayHost:
             asked = _claims(service.host.run, leased)
             leasing = {name: blocks for name in joined if (blocks := self._leasing(name)) is not None}
             return Look(self._underlay(service), joined, attached, leased, conflicts, public, asked, ports, leasing)
+
+    def _machines(self, service: Service, network: Network) -> tuple[ContainerPort, ...]:
+        """The machines on a VLAN that this host is the gateway of."""
+        gateway = network.vlan_gateway
+        if gateway is None or gateway.host != self._node:
+            return ()
+        port = overlay_gateway.port_name(gateway, identity.overlay_bridge(network.name))
+        return overlay_gateway.machines(_seen(service.kernel), service.kernel.host.all_ports_fdb(), port)
 
     def _leasing(self, name: str) -> tuple[Subnet, ...] | None:
         """What a network's file says that is leased from, None if there is none."""
@@ -150,11 +167,13 @@ class OverlayHost:
         for name in self.folders.joined():
             with contextlib.suppress(OSError):
                 found.append((name, os.stat(os.path.join(DATA_DIRECTORY, name)).st_mtime_ns))
-        with contextlib.closing(LinuxKernel()) as kernel:
+        with contextlib.closing(LinuxKernel(TABLES)) as kernel:
             for folder in ("networks", claims.FOLDER):
                 with contextlib.suppress(OSError):
                     found.append(os.stat(os.path.join(ThisHost.current(kernel).run, folder)).st_mtime_ns)
             found.append(self._address or str(default_route.address(kernel.host)))
+            if self._at_vlan:
+                found.append(frozenset(_seen(kernel)))
         # One that must not be used again was removed (weft.esp).
         found.append(sorted(glob.glob(os.path.join(glob.escape(self.folders.overlay), "*.key"))))
         return tuple(found)
@@ -227,6 +246,13 @@ class OverlayHost:
             files.write(path, text(found), "a file to try")
             config = conflists.parse(path, clustered.conflist(network, there)).plugin_config(0, {}, None)
             overlays.validate(json.dumps(config).encode())
+
+
+def _seen(kernel: Kernel) -> tuple[Element, ...]:
+    """What machines on VLANs have sent, as the rules have noted it."""
+    with contextlib.suppress(WeftError):
+        return kernel.rules.elements(frames.VLAN_MACHINES4)
+    return ()
 
 
 def _leased(network: str) -> Iterator[Address]:

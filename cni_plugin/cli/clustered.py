@@ -15,6 +15,7 @@ from cni_plugin.networks.findings import Finding
 from discovery.consul.client import ApiClient, Unreachable, api_path, list_of_objects
 from weft.errors import WeftError
 from weft.remedies import NoCommand
+from weft.section import Section
 
 
 def client() -> ApiClient:
@@ -76,6 +77,10 @@ def findings() -> Iterator[Finding]:
             if problem := one.get("Problem"):
                 what = f"this host does not take part in network {one.get('Name')} of the cluster: {problem}"
                 yield Finding(what, NoCommand("remove the cause; the agent then joins it"))
+            gateway, hosts = Section(one).section("VlanGateway").text("Host"), Section(one).sections("Hosts")
+            if gateway and all(host.text("Node") != gateway for host in hosts):
+                what = f"host {gateway}, the VLAN gateway of network {one.get('Name')}, has no part in it"
+                yield Finding(what, NoCommand("start weft there; a network with another gateway is created anew"))
             left_out = one.get("LeftOut")
             for host, why in left_out.items() if isinstance(left_out, dict) else ():
                 what = f"host {host} is left out of network {one.get('Name')} of the cluster: {why}"

@@ -18,6 +18,7 @@ IP_CHECKED_PORTS = "ip_checked_ports"
 PORT_MAC_IP4, PORT_MAC_IP6 = "port_mac_ip4", "port_mac_ip6"
 ND_TARGETS6, ND_LINK_ADDRESSES = "nd_targets6", "nd_link_addresses"
 TRUNK_PORTS, NATIVE_VLANS = "trunk_ports", "native_vlans"
+VLAN_PORTS, VLAN_SOURCES4, VLAN_MACHINES4 = "vlan_ports", "vlan_sources4", "vlan_machines4"
 
 _ROUTER = "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } iifname @no_router_ports drop"
 _QUERY = "igmp type membership-query iifname @no_router_ports drop"
@@ -27,6 +28,7 @@ _RESERVED = "meta pkttype multicast ether daddr 01:80:c2:00:00:00-01:80:c2:00:00
 _HIDDEN = "not an EtherType of its own after one VLAN tag"
 _UNSPECIFIED = "ether type ip6 ip6 saddr :: exthdr frag missing"
 """Neighbour discovery is never fragmented (RFC 6980)."""
+_ARP = "ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4"
 _OTHER_MAC = "not its own MAC address in the link-layer address option"
 _SETS = (
     Set(
@@ -95,6 +97,28 @@ _SETS = (
         "trunk port, and a tag with which a frame is in the VLAN of those without one",
         "ipspoofchk with vlanTrunk",
         typeof=True,
+    ),
+    Set(
+        VLAN_PORTS,
+        "ifname",
+        "bridge ports by which a VLAN is part of an overlay network",
+        "vlan-gateway, on that host",
+    ),
+    Set(
+        VLAN_SOURCES4,
+        "ifname . ipv4_addr",
+        "such a port, and the addresses that machines on the VLAN may have",
+        "vlan-range",
+        flags=("interval",),
+    ),
+    Set(
+        VLAN_MACHINES4,
+        "ifname . ether_addr . ipv4_addr",
+        "such a port, and the machines that have sent by it within the last hour",
+        "their frames",
+        flags=("dynamic", "timeout"),
+        timeout=3600,
+        size=1024,
     ),
 )
 
@@ -199,6 +223,24 @@ _CHAINS = (
         formerly=("contents",),
     ),
     Chain(
+        "check_vlan",
+        "frames of machines on a VLAN: only with addresses of the range, which makes the machine known",
+        (
+            Rule(f"{_ARP} arp saddr ip 0.0.0.0 accept", "a probe (RFC 5227)"),
+            Rule(
+                f"{_ARP} iifname . arp saddr ip @vlan_sources4 "
+                "update @vlan_machines4 { iifname . ether saddr . arp saddr ip } accept",
+                "an address of the range",
+            ),
+            Rule(
+                "ether type ip iifname . ip saddr @vlan_sources4 "
+                "update @vlan_machines4 { iifname . ether saddr . ip saddr } goto check_ipv4",
+                "an address of the range",
+            ),
+            Rule("drop", "other addresses, which may be containers', and other protocols"),
+        ),
+    ),
+    Chain(
         "check_encapsulation",
         "headers that would hide the contents from the rules: stacked VLAN tags, SNAP",
         (
@@ -229,6 +271,7 @@ _CHAINS = (
             Rule(f"meta protocol ip {_QUERY}", _NO_QUERIER),
             Rule("iifname @mac_checked_ports jump check_mac", "macspoofchk"),
             Rule("iifname @ip_checked_ports goto check_other", "ipspoofchk"),
+            Rule("iifname @vlan_ports goto check_vlan", "machines on a VLAN"),
         ),
         hook="prerouting",
         priority="dstnat",

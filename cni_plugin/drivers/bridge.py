@@ -65,7 +65,7 @@ class BridgeNetwork:
 
     ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
     gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``follows``:
-    the default MTU is the uplink's. ``learning``, ``router`` and ``groups`` are of the container's port
+    the default MTU is the uplink's. ``learning``, ``router``, ``groups`` and ``sticky`` are of the container's port
     (``ops.bridges.Port``). ``bridge_mac`` is the MAC address of a bridge that this network creates, ""
     for one of this host's. In the IP versions ``prefix_routes`` the subnet is on the container's link.
     """
@@ -94,6 +94,7 @@ class BridgeNetwork:
     groups: int = 0
     bridge_mac: str = ""
     prefix_routes: tuple[int, ...] = (4, 6)
+    sticky: bool = False
 
     def plan(self, context: Context) -> Plan:
         there = context.facts.link(Side.HOST, self.bridge)
@@ -214,7 +215,16 @@ class BridgeNetwork:
             operations.append(Vlans(host, self._vlans(), self.keep_default_vlan))
         # After the VLANs: the row in the forwarding database is of each VLAN of the port.
         known = "" if self.learning else mac
-        port = Port(host, self.hairpin, self.isolated, reserved=True, router=self.router, groups=self.groups, mac=known)
+        port = Port(
+            host,
+            self.hairpin,
+            self.isolated,
+            reserved=True,
+            router=self.router,
+            groups=self.groups,
+            mac=known,
+            sticky=self.sticky,
+        )
         return (*operations, port)
 
     def _vlans(self) -> tuple[BridgeVlan, ...]:

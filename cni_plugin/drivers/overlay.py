@@ -16,6 +16,7 @@ from cni_plugin.ops import (
     DirectPeers,
     Elements,
     Esp,
+    GatewayPort,
     Gateways,
     KnownPeers,
     OverlayRows,
@@ -28,6 +29,7 @@ from cni_plugin.ops import (
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.overlay import tunnel_elements, vni_elements
 from cni_plugin.ops.overlay_direct import direct_elements
+from cni_plugin.ops.overlay_gateway import gateway_elements, port_name
 from cni_plugin.ops.overlay_rows import DIRECT
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -36,7 +38,7 @@ from cni_plugin.wire.request import Request
 from weft import identity, overlay
 from weft.errors import Busy, ConfigProblem
 from weft.overlay import OverlayNetwork
-from weft.overlay_modes import L2, MODES
+from weft.overlay_modes import L2, LAST_VLAN, MODES
 from weft.section import Section
 from weft.types import Result, ResultInterface, Route, Side
 
@@ -57,6 +59,10 @@ DRIVER = Driver(
         Option("cluster.static", Value.TEXT, ("static",), podman=False),
         Option("cluster.encryption", Value.CHOICE, ("encryption",), choices=overlay.ENCRYPTIONS, podman=False),
         Option("cluster.port", Value.NUMBER, ("port",), least=1, most=65535, podman=False),
+        Option("cluster.vlanGateway", Value.TEXT, ("vlan-gateway",), podman=False),
+        Option("cluster.vlanParent", Value.LINK, ("vlan-parent", "parent"), podman=False),
+        Option("cluster.vlan", Value.NUMBER, ("vlan",), least=1, most=LAST_VLAN, podman=False),
+        Option("cluster.vlanRange", Value.TEXT, ("vlan-range",), podman=False),
         Option("cluster.blockLength", Value.NUMBER, ("block-length",), least=8, most=30, podman=False),
     ),
     trials=(LinkTrial("bridge", "bridge"), LinkTrial("VXLAN", "vxlan", (("vxlan_id", 1), ("vxlan_port", 4789)))),
@@ -99,7 +105,7 @@ class Overlay:
             bridge_mac=identity.mac("overlay", name, str(network.vni)),
         )
         if network.is_l2:
-            base = replace(base, prefix_routes=(4, 6), mac=base.mac or _port_mac(context.result, network))
+            base = replace(base, prefix_routes=(4, 6), sticky=True, mac=base.mac or _port_mac(context.result, network))
         link = identity.overlay_vxlan(base.bridge)
         plan = base.plan(replace(context, result=self._routed(context.result, network)))
         return replace(
@@ -127,7 +133,8 @@ class Overlay:
     def _guards(self, network: OverlayNetwork) -> tuple[Operation, ...]:
         """The rules for VXLAN packets, in force before the VXLAN link is there and until it is gone."""
         mark = _mark(network)
-        guards = (BaseRules(), Elements(vni_elements(mark, network)), KnownPeers(mark, network.name, self.path))
+        elements = (*vni_elements(mark, network), *gateway_elements(mark, network, self.base.bridge))
+        guards = (BaseRules(), Elements(elements), KnownPeers(mark, network.name, self.path))
         if not network.encryption:
             return guards
         kind = WireGuardLinks if network.encryption == overlay.WIREGUARD else Esp
@@ -172,9 +179,20 @@ class Overlay:
             Gateways(there, network.gateways, anycast=True),
             VxlanLink(link, identity.alias(mark, f"overlay {network.name}"), network.name, self.path),
             VxlanPort(link, there, self.base.isolated),
+            *_gateway_port(network, there),
             OverlayRows(there, link, mark, network.name, self.path, network.subnets, L2),
             *interface.forwarding(versions),
         )
+
+
+def _gateway_port(network: OverlayNetwork, bridge: str) -> tuple[Operation, ...]:
+    """The VLAN as a port of the bridge, on the host that is the VLAN gateway."""
+    gateway = network.vlan_gateway
+    if gateway is None or not gateway.local:
+        return ()
+    name = port_name(gateway, bridge)
+    alias = identity.alias(identity.mark("link", name), f"VLAN of overlay {network.name}")
+    return (GatewayPort(name, gateway.parent, gateway.vlan, bridge, alias),)
 
 
 def _port_mac(found: Result, network: OverlayNetwork) -> str:

@@ -19,9 +19,9 @@ from cni_plugin.networks import conflists
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.create import VERSION
 from cni_plugin.wire.plugins import OWN_NAME
-from weft import files, overlay
+from weft import files, identity, overlay
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
-from weft.overlay_modes import L2, MODES
+from weft.overlay_modes import L2, MODES, VLAN_GATEWAY, parse_vlan_gateway
 from weft.section import Section
 
 PREFIX = "zz-"
@@ -65,6 +65,9 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
         own = {"encryption": encryption}
     if mode := given.text("mode", choices=MODES):
         own = {**(own if isinstance(own, dict) else {}), "mode": mode}
+    if at_vlan := _vlan_gateway(given):
+        own = {**(own if isinstance(own, dict) else {}), VLAN_GATEWAY: at_vlan}
+        static = (*static, ip_network(str(at_vlan["range"])))
     if plugin.get("direct") is True and isinstance(own, dict) and (own.get("encryption") or own.get("mode") == L2):
         what = "encryption" if own.get("encryption") else "mode l2"
         raise ConfigProblem(f"option direct cannot be set together with {what}", hint="remove one of both")
@@ -82,6 +85,24 @@ def network_of(content: Mapping[str, object], identifier: str = "") -> Network:
         {key: value for key, value in about.items() if value is not None},
         own if isinstance(own, dict) else {},
     )
+
+
+def _vlan_gateway(given: Section) -> Json:
+    """The VLAN gateway as it is stored, {} without one. Raises ConfigProblem."""
+    host, parent, vlan, text = (given.raw(key) for key in ("vlanGateway", "vlanParent", "vlan", "vlanRange"))
+    if not (host or parent or vlan or text):
+        return {}
+    if not (host and parent and text) or not identity.identifier_problem(str(host)) == "":
+        raise ConfigProblem(
+            "options vlan-gateway, vlan-parent and vlan-range must be set together: one host, its link, and the "
+            "addresses of the machines on the VLAN",
+            hint="-o mode=l2 -o vlan-gateway=HOST -o vlan-parent=eth1 -o vlan=100 -o vlan-range=SUBNET",
+        )
+    found: Json = {"host": host, "parent": parent, "range": text, **({"vlan": vlan} if vlan else {})}
+    keys = Section(found, "vlan-gateway")
+    parse_vlan_gateway(keys)
+    keys.problems.raise_any()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
     from cni_plugin.ops.overlay_direct import DirectPeers
     from cni_plugin.ops.overlay_esp import Esp
+    from cni_plugin.ops.overlay_gateway import GatewayPort
     from cni_plugin.ops.overlay_l2 import PortPublished, VxlanPort
     from cni_plugin.ops.overlay_tunnels import WireGuardLinks
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
@@ -47,6 +48,7 @@ _RARE = {
     "DirectPeers": "overlay_direct",
     "Esp": "overlay_esp",
     **dict.fromkeys(("PortPublished", "VxlanPort"), "overlay_l2"),
+    "GatewayPort": "overlay_gateway",
     "WireGuardLinks": "overlay_tunnels",
     "LinkSetting": "tuning",
     **dict.fromkeys(("UplinkClass", "UplinkScheduler"), "uplink"),
@@ -107,6 +109,7 @@ __all__ = [
     "Esp",
     "ForeignLease",
     "Forwarding6",
+    "GatewayPort",
     "Gateways",
     "Hairpin",
     "Ifb",

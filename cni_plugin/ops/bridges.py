@@ -216,7 +216,7 @@ class Port(Operation):
     Without ``router`` the port gets no multicast that nobody behind it has joined, whatever queries it
     sends. ``groups`` is how many multicast groups may be joined behind it, 0 for any number (from kernel
     6.3). ``hairpin`` is None where a later plugin of the chain decides. ``mac`` is the only address
-    behind it; without one the bridge learns addresses.
+    behind it; without one the bridge learns addresses. If it is ``sticky`` no other port takes it over.
     """
 
     link: str
@@ -226,6 +226,7 @@ class Port(Operation):
     router: bool = True
     groups: int = 0
     mac: str = ""
+    sticky: bool = False
 
     @property
     def on_link(self) -> LinkRef | None:
@@ -251,7 +252,7 @@ class Port(Operation):
 
     @property
     def _row(self) -> FdbEntry:
-        return FdbEntry(self.mac, master=True, state="static")
+        return FdbEntry(self.mac, master=True, state="static", sticky=self.sticky)
 
     def undo(self, machine: Machine) -> None:
         with contextlib.suppress(Missing):
@@ -300,5 +301,9 @@ class Port(Operation):
             *((f"bridge link set dev {self.link}{words}",) if words else ()),
             *((groups,) if self.groups else ()),
             *((mask,) if self.reserved else ()),
-            *((f"bridge fdb replace {self.mac} dev {self.link} master static",) if self.mac else ()),
+            *(
+                (f"bridge fdb replace {self.mac} dev {self.link} master static{' sticky' if self.sticky else ''}",)
+                if self.mac
+                else ()
+            ),
         )

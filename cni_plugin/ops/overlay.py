@@ -196,7 +196,7 @@ class OverlayRows(Operation):
         found = overlay.read_network(self.path, self.network)
         peers = peers_of(found, self.path)
         if found.is_l2:
-            wanted = overlay_l2.desired(found, peers or (), self.bridge)
+            wanted = overlay_l2.desired(found, peers or (), self.bridge, overlay_l2.taken(host, found, self.link))
             there = overlay_l2.actual(host, found, self.bridge, self.link)
             return changes(wanted, there, keep=peers is None)
         nexthops = host.nexthops()

@@ -19,6 +19,7 @@ from weft.errors import Missing
 from weft.identity import ROUTE_PROTOCOL
 from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour
 from weft.overlay import OverlayNetwork, Peer, first_addresses
+from weft.overlay_modes import ContainerPort
 from weft.types import Address, Route
 
 _FLAGS = {
@@ -32,9 +33,17 @@ _FLAGS = {
 _SECONDS = 1.0
 
 
-def desired(network: OverlayNetwork, peers: Iterable[Peer], bridge: str) -> Rows:
+def taken(host: Namespace, network: OverlayNetwork, link: str) -> frozenset[str]:
+    """The MAC addresses on this host that no machine on the VLAN of another host is believed to have."""
+    if network.vlan_gateway is None:
+        return frozenset()
+    return frozenset(row.mac for at, row in host.all_ports_fdb() if at != link and row.state != "dynamic")
+
+
+def desired(network: OverlayNetwork, peers: Iterable[Peer], bridge: str, there: frozenset[str] = frozenset()) -> Rows:
     """What should be there: this host's own addresses and the subnets on the bridge, and for each peer and
-    each container of a peer its rows and neighbours.
+    each container of a peer its rows and neighbours. A machine on a VLAN gets no MAC address that is ``there``
+    already, or a container's.
     """
     found: Rows = {}
     own = network.own
@@ -43,12 +52,21 @@ def desired(network: OverlayNetwork, peers: Iterable[Peer], bridge: str) -> Rows
     for subnet in network.subnets:
         if subnet.version in own:
             put(found, KernelRoute(Route(subnet), bridge, own[subnet.version], ROUTE_PROTOCOL))
-    for peer in peers:
-        to = network.vtep_of(peer)
-        _put_port(found, peer.mac, first_addresses(peer.blocks, network.gateway).values(), to, bridge)
-        for port in peer.ports:
+    known = tuple(peers)
+    ports = [(network.vtep_of(peer), port) for peer in known for port in peer.ports]
+    # Containers' rows replace machines'.
+    for to, port in sorted(ports, key=lambda one: not _is_machine(network, one[1])):
+        if port.mac not in there or not _is_machine(network, port):
             _put_port(found, port.mac, port.addresses, to, bridge)
+    for peer in known:
+        own_addresses = first_addresses(peer.blocks, network.gateway).values()
+        _put_port(found, peer.mac, own_addresses, network.vtep_of(peer), bridge)
     return found
+
+
+def _is_machine(network: OverlayNetwork, port: ContainerPort) -> bool:
+    gateway = network.vlan_gateway
+    return gateway is not None and any(one in gateway.range for one in port.addresses)
 
 
 def _put_port(found: Rows, mac: str, addresses: Iterable[Address], to: Address, bridge: str) -> None:

@@ -6,7 +6,16 @@ The cluster's agent calls ``reconcile`` when it has replaced a network's files, 
 
 from __future__ import annotations
 
-from cni_plugin.ops import DirectPeers, Esp, KnownPeers, OverlayRows, VxlanLink, VxlanPort, WireGuardLinks
+from cni_plugin.ops import (
+    DirectPeers,
+    Esp,
+    GatewayPort,
+    KnownPeers,
+    OverlayRows,
+    VxlanLink,
+    VxlanPort,
+    WireGuardLinks,
+)
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext
@@ -18,7 +27,7 @@ from cni_plugin.wire.request import Command, Request
 from weft.errors import Missing
 from weft.types import NamespaceId
 
-_FOLLOWING = (VxlanLink, VxlanPort, OverlayRows, KnownPeers, DirectPeers, WireGuardLinks, Esp)
+_FOLLOWING = (VxlanLink, VxlanPort, GatewayPort, OverlayRows, KnownPeers, DirectPeers, WireGuardLinks, Esp)
 
 
 def operations(context: ServiceContext, network: str) -> tuple[Operation, ...]:

@@ -36,6 +36,10 @@ class Member:
     underlay: str = ""
     networks: dict[str, Json] = field(default_factory=dict)
     generations: list[int] = field(default_factory=lambda: [1])
+    ports: Json = field(default_factory=dict)
+    """What the others know of its containers on network a, in mode l2: addresses by MAC address."""
+    vlan: list[str] = field(default_factory=list)
+    """The addresses of machines on the VLAN that it is the gateway of."""
 
     @property
     def name(self) -> str:
@@ -116,7 +120,8 @@ class Cluster:
                 "name": one.name,
                 "underlay": self.network(name, one)["underlay"],
                 "mac": self.network(name, one)["mac"],
-                "blocks": self.blocks[name][one.number],
+                "blocks": [*self.blocks[name][one.number], *(one.vlan if name == "a" else ())],
+                **({"ports": one.ports} if name == "a" else {}),
                 "mtu": self.mtus.get(one.number, 0),
                 **({"keys": self._keys(name, one)} if name in self.encrypted else {}),
             }

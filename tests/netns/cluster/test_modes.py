@@ -222,6 +222,36 @@ def test_what_another_program_breaks_is_repaired(hosts: Machines, flat: Flat) ->
     assert hosts[1].ping("f1", flat.four[2])
 
 
+WIDE, MACHINE = "10.180.0.0/16", "10.180.9.5"
+
+
+@pytest.mark.long(sampled=True)  # a network more
+def test_a_vlan_is_part_of_a_network(hosts: Machines) -> None:
+    """A machine behind a link of one host, and containers of all; another network cannot have that link."""
+    options = ("-o", "mode=l2", "-o", "vlan-gateway=h2", "-o", "vlan-parent=vlan7", "-o", "vlan-range=10.180.9.0/24")
+    hosts[2].run("ip", "netns", "add", "machine")
+    lines = ["link add vlan7 type veth peer name eth0 netns machine", "link set vlan7 up"]
+    hosts[2].run("ip", "-batch", "-", stdin="\n".join(lines))
+    hosts[2].run("ip", "-n", "machine", "address", "add", f"{MACHINE}/16", "dev", "eth0")
+    hosts[2].run("ip", "-n", "machine", "link", "set", "eth0", "up")
+    hosts.create("wide", "--subnet", WIDE, *options)
+    at = {number: hosts[number].attach("wide", f"w{number}") for number in (1, 2)}
+    assert hosts[2].ping("machine", at[2]), "which makes it known"
+    assert hosts[1].ping("w1", MACHINE, SOON), "the agents have told each other"
+    assert hosts[2].ping("machine", at[1])
+    found = hosts[1].weft("network", "inspect", "wide").json[0]["Weft"]["Cluster"]["VlanGateway"]
+    assert found == {"Host": "h2", "Parent": "vlan7", "Vlan": "", "Range": "10.180.9.0/24"}
+    argv = ("network", "create", "-d", "overlay", "second", "--subnet", "10.181.0.0/16", *options[:-1])
+    refused_one = hosts[3].weft(*argv, "vlan-range=10.181.9.0/24", check=False)
+    assert refused_one.code and "is a part of network wide" in refused_one.stderr
+    for number in (1, 2):
+        hosts[number].detach("wide", f"w{number}")
+    until(lambda: not hosts[2].weft("network", "rm", "wide", check=False).code, SOON, "the removal")
+    until(lambda: "master" not in hosts[2].run("ip", "link", "show", "vlan7").stdout, SOON, "the link is free")
+    hosts[2].run("ip", "link", "delete", "vlan7")
+    hosts[2].run("ip", "netns", "delete", "machine")
+
+
 class Near:
     """The network near with direct routing, and a container on each host."""
 

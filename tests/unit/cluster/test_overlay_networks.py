@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import networks, records, tunnels
+from cluster import networks, records, static, tunnels
 from cluster.blocks import Blocks
 from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, text
 from cluster.records import Block, DecodeError, Member, Network, block_length
@@ -19,7 +19,8 @@ from cluster.view import View
 from store import Batch, Entry, Event, Put, Range, Store
 from store.embedded import open_embedded
 from weft import overlay
-from weft.errors import InUse, Missing
+from weft.claims import Claim
+from weft.errors import BadOption, InUse, Missing
 
 
 def network(name: str, *subnets: str) -> Network:
@@ -140,6 +141,51 @@ async def test_networks_beside_an_invalid_record(tmp_path: Path) -> None:
     assert [one.key for one in found.entries] == [records.member_key("h1", "blue"), records.LIST]
     await networks.create(store, network("green", "10.60.0.0/16"))
     await store.close()
+
+
+def at_vlan(name: str, subnet: str, vlan_range: str, **keys: object) -> Network:
+    gateway = {"host": "h2", "parent": "eth1", "range": vlan_range, **keys}
+    found = replace(network(name, subnet), keys={"mode": "l2", "vlanGateway": gateway})
+    return replace(found, static=(ip_network(vlan_range),))
+
+
+async def test_each_vlan_is_part_of_one_network(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await networks.create(store, at_vlan("blue", "10.60.0.0/16", "10.60.9.0/24", vlan=100))
+    with pytest.raises(InUse, match="VLAN at eth1 of host h2 is a part of network blue"):
+        await networks.create(store, at_vlan("red", "10.61.0.0/16", "10.61.9.0/24", vlan=100))
+    await networks.create(store, at_vlan("red", "10.61.0.0/16", "10.61.9.0/24", vlan=101))
+    await networks.create(store, at_vlan("grey", "10.62.0.0/16", "10.62.9.0/24", vlan=100, parent="eth2"))
+    routed = at_vlan("green", "10.63.0.0/16", "10.63.9.0/24")
+    for wrong, why in (
+        (at_vlan("green", "10.63.0.0/16", "10.64.9.0/24"), "is not a part"),
+        (at_vlan("green", "10.63.0.0/16", "10.63.9.0/26"), "whole blocks"),
+        (at_vlan("green", "10.63.0.0/16", "10.63.0.0/24"), "has the network's gateway"),
+        (replace(routed, keys={**routed.keys, "mode": "routed"}), "mode=l2"),
+    ):
+        with pytest.raises(BadOption, match=why):
+            await networks.create(store, wrong)
+    await store.close()
+
+
+def test_machines_are_behind_their_gateway_alone(tmp_path: Path) -> None:
+    """Its file says that it is the gateway, the others' files that the range is there; no container gets of it."""
+    blue = replace(at_vlan("blue", "10.60.0.0/16", "10.60.9.0/24"), vni=100)
+    blocks, members = Blocks(blue, (block(1), block(2), block(3))), {f"h{n}": member(f"h{n}") for n in (1, 2, 3)}
+    for number in (1, 2, 3):
+        host = Host(f"h{number}", ip_address(f"192.0.2.{number}"), 1500)
+        own = network_file(blue, host, own_blocks(blocks, host.node, (), ()), (), 1450, {})
+        (tmp_path / "blue.json").write_bytes(text(own))
+        document, _ = peers_file(blue, host, blocks, members, {}, {})
+        (tmp_path / "blue.peers.json").write_bytes(text(document))
+        read = overlay.read_network(str(tmp_path / "blue.json"), "blue")
+        assert read.vlan_gateway is not None and read.vlan_gateway.local == (number == 2)
+        peers = {one.name: one.blocks for one in overlay.read_peers(read, str(tmp_path / "blue.json"))}
+        assert [name for name, parts in peers.items() if ip_network("10.60.9.0/24") in parts] == ["h2"] * (number != 2)
+    claim = Claim("blue", "c1", "eth0", (ip_address("10.60.9.7"),), "1")
+    assert static.decide(blocks, "h1", (), (claim,), ()) == []
+    assert "for machines on the VLAN" in str(static.answer(blocks, "h1", claim, (), (), ""))
+    assert blocks.free(blue.subnets[0], 9) != ip_network("10.60.9.0/24")
 
 
 def test_a_list_that_has_lost_records_is_not_believed() -> None:

@@ -85,6 +85,8 @@ ONE_OF_EACH = (
     Element("nd_link_addresses", ("veth0", 0x02420A010005), (), MINE),
     Element("trunk_ports", ("veth0",), (), MINE),
     Element("native_vlans", ("veth0", 7), (), MINE),
+    Element("vlan_ports", ("eth1",), (), MINE),
+    Element("vlan_sources4", ("eth1", ip_network("10.1.9.0/24")), (), MINE),
     Element("uplink_links", ("eth0",), (), MINE),
     Element("uplink_classes", (0x77650010,), (), f"{MINE}:blue"),
     Element("uplink_class4", (CONTAINER,), (0x77650011,), MINE),
@@ -102,7 +104,7 @@ ONE_OF_EACH = (
         for address in (CONTAINER, CONTAINER6)
     ),
 )
-DYNAMIC = {f"{name}{version}" for name in ("too_many_connections", "nexthops") for version in (4, 6)}
+DYNAMIC = {"vlan_machines4"} | {f"{name}{one}" for name in ("too_many_connections", "nexthops") for one in (4, 6)}
 PORT = Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE)
 
 HOSTILE = (
