@@ -25,6 +25,7 @@ from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.clustering import Clustering
+from cni_plugin.agent.commands import Commands
 from cni_plugin.agent.definitions import Definitions
 from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.echo import Echo, open_sockets
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from discovery.api.router import Route
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
+    from discovery.page.tracing import Run
 
 log = logging.getLogger("weft.agent")
 
@@ -230,7 +232,7 @@ class Agent:
         node = registry.node.name
         overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
         peers = new_peers(overlays, new_echo(self._echo))
-        more = (*page_routes(overview), *overlay_routes(overlays, store, peers))
+        more = (*page_routes(overview, Commands().run), *overlay_routes(overlays, store, peers))
         place = str(catalog_file.folder(settings))
         self._definitions = definitions = Definitions(settings.definitions, place, registry, scripts=settings.scripts)
         api = new_server(
@@ -465,7 +467,7 @@ def _overlay() -> tuple[
 
 
 def _http() -> tuple[
-    type[ApiServer], type[ApiFront], type[Checker], type[Probers], Callable[[Overview], tuple[Route, ...]]
+    type[ApiServer], type[ApiFront], type[Checker], type[Probers], Callable[[Overview, Run], tuple[Route, ...]]
 ]:
     """Import the API server and its front, the checker and its prober, and the page's routes."""
     from cni_plugin.agent.api_front import ApiFront

@@ -36,6 +36,7 @@ const KINDS = {
     const rest = service.Instances.length + service.Omitted - MOST;
     return ["Service", id, [
       element("p", {}, counts(service.count)),
+      element("p", { class: "actions" }, trace("to", `service ${id}`)),
       section("Addresses", addresses(service, model.data)),
       section(`Instances (${service.Instances.length + service.Omitted})`,
         sorted.slice(0, MOST).map((one) => card(one, model, found(more, one))),
@@ -58,6 +59,7 @@ const KINDS = {
     if (!container) return null;
     return ["Container", container.name, [
       pairs([["Id", code(id)]]),
+      element("p", { class: "actions" }, trace("from", `container ${id}`), trace("to", `container ${id}`)),
       ...container.attachments.map((one) => section(["On ", link("network", one.Network, one.Network)], pairs([
         ["Interface", one.Interface],
         ["Addresses", one.Addresses.map((address) => code(plain(address)))],
@@ -113,6 +115,10 @@ const KINDS = {
     ]];
   },
 };
+
+function trace(end, id) {
+  return element("button", { type: "button", "data-trace": end, "data-id": id, "data-key": `trace ${end} this` }, `Trace ${end} here`);
+}
 
 function section(title, ...content) {
   return element("section", {}, element("h3", {}, title), content);

@@ -5,8 +5,9 @@ import { draw, nearestItem, shownNetworks } from "./drawing.js";
 import { filteredRows, MOST, table } from "./lists.js";
 import { buildModel, matcher, networkName, OWN } from "./model.js";
 import { code, element, mark, setClock, STATUSES, tick } from "./parts.js";
+import { tracing } from "./tracing.js";
 
-const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes", events: "Events" };
+const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes", events: "Events", trace: "Trace" };
 const KINDS = ["service", "instance", "container", "network", "node"];
 const WAIT = "60s";
 const EVENTS_EVERY = 3000;
@@ -31,6 +32,7 @@ function read() {
     query: found.get("q") ?? "", health: STATUSES.includes(found.get("health")) ? found.get("health") : "",
     network: found.get("network-is"),
     selected: kind ? { kind, id: found.get(kind) } : null,
+    trace: { from: found.get("from") ?? "", to: found.get("to") ?? "" },
   };
 }
 
@@ -42,6 +44,7 @@ function go(change) {
   if (next.health) found.set("health", next.health);
   if (next.network !== null) found.set("network-is", next.network);
   if (next.selected) found.set(next.selected.kind, next.selected.id);
+  if (next.view === "trace") for (const [end, id] of Object.entries(next.trace)) if (id) found.set(end, id);
   const place = `#${found}`;
   // Typing adds no history entries.
   if ("query" in change) history.replaceState(null, "", place);
@@ -157,7 +160,11 @@ function render() {
   put(at("place"), [`${data.Node} · ${data.Datacenter}`, element("span", { class: "faint" }, ` ${data.Version}`)]);
   views();
   const empty = !model.containers.length && !model.networks.length && !model.services.some((one) => one.name !== OWN);
-  if (empty && !["nodes", "events"].includes(current.view)) {
+  document.body.classList.toggle("traces", current.view === "trace");
+  if (current.view === "trace") {
+    const panel = tracing(model, current.trace, go);
+    if (at("main").firstChild !== panel) at("main").replaceChildren(panel);
+  } else if (empty && !["nodes", "events"].includes(current.view)) {
     put(at("found"), []);
     put(at("main"), [welcome()]);
   } else if (current.view === "map") map(matches);
@@ -258,11 +265,17 @@ function detail() {
 // Input
 
 function choose(target) {
+  const end = target.closest?.("[data-trace]")?.dataset;
+  if (end) {
+    go({ view: "trace", selected: null, trace: { ...current.trace, [end.trace]: end.id } });
+    return at("main").querySelector(`[data-key="trace ${end.trace === "from" ? "to" : "from"}"]`)?.focus();
+  }
   const one = target.closest?.("[data-kind]");
-  if (!one || getSelection()?.type === "Range") return;
+  if (!one || getSelection()?.type === "Range") return undefined;
   opener = document.activeElement?.dataset?.key ?? one.dataset.key ?? "";
   go({ selected: { kind: one.dataset.kind, id: one.dataset.id } });
   at("detail").scrollTop = 0;
+  return undefined;
 }
 
 function close() {

@@ -16,6 +16,7 @@ from discovery.api.router import HttpResponse, Route
 from discovery.api.schemas import BOOLEAN, INTEGER, STRING, STRINGS, list_of, struct
 from discovery.json_schema import Schema
 from discovery.page.overview import Overview
+from discovery.page.tracing import Run, route
 from weft import events
 
 TYPES: Mapping[str, str] = {
@@ -26,6 +27,7 @@ TYPES: Mapping[str, str] = {
     "lists.js": "text/javascript; charset=utf-8",
     "details.js": "text/javascript; charset=utf-8",
     "model.js": "text/javascript; charset=utf-8",
+    "tracing.js": "text/javascript; charset=utf-8",
     "drawing.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
@@ -104,8 +106,8 @@ OVERVIEW = struct(
 EVENTS = list_of(struct("PageEvent", Time=SECONDS, Event=STRING, Text=STRING, Failed=BOOLEAN))
 
 
-def routes(overview: Overview) -> tuple[Route, ...]:
-    """The routes that ``ApiServer`` serves in addition, for the page at ``/ui/``."""
+def routes(overview: Overview, run: Run) -> tuple[Route, ...]:
+    """The routes that ``ApiServer`` serves in addition, for the page at ``/ui/``. ``run`` runs ``weft``."""
     return (
         Route(
             "GET",
@@ -117,6 +119,7 @@ def routes(overview: Overview) -> tuple[Route, ...]:
             blocking=True,
         ),
         Route("GET", "/v1/weft/events", "The last events of this host (not in Consul)", _events, response=EVENTS),
+        route(run),
         Route("GET", "/ui/:file", "The web page", _file),
         Route("GET", "/", "To the web page", _redirect),
     )

@@ -285,6 +285,56 @@ def test_networks_and_published_ports_of_containers(host: Host, page: Page, tmp_
     page.look(look)
 
 
+def test_a_packet_is_followed_from_a_click(host: Host, page: Page, tmp_path: Path) -> None:
+    weft = str(ROOT / "bin/weft")
+    for network, number in (("blue", 71), ("green", 72)):
+        host.run(weft, "network", "create", network, "--subnet", f"10.{number}.0.0/24", "--names")
+    for name, network in (("web", "blue"), ("next", "blue"), ("db", "green")):
+        host.container(name)
+        host.run(weft, "attach", network, name)
+    host.serve_tcp("next", 80)
+    page.put("/v1/agent/service/register", {"Name": "shop", "Address": "10.71.0.3", "Port": 80})
+    result, field = "#main .hops", "document.querySelector('[data-key=\"trace {}\"]')"
+
+    async def look(browser: Browser) -> None:
+        await browser.until(item("weft-web"))
+        await browser.click(item("weft-web"))
+        await browser.click(f"{field.format('from this')}")
+        # From here on by keyboard: the select that the focus is in, the protocol, the port.
+        await browser.until(f"document.activeElement === {field.format('to')}")
+        await browser.ask(f"{field.format('to')}.value = 'container weft-db'")
+        await browser.ask(f"{field.format('to')}.dispatchEvent(new Event('change'))")
+        await browser.until("location.hash.includes('to=container+weft-db')")
+        await browser.press("Tab")
+        await browser.press("Tab")
+        await browser.until(f"document.activeElement === {field.format('port')}")
+        await browser.write("5432")
+        await browser.press("Enter")
+        await browser.until(shows("Not delivered: dropped by inet weft", f"{result} h2"))
+        await browser.until(shows("intra_network: drop", f"{result} .lost pre"))
+        for number, (width, dark) in enumerate(((1440, False), (900, True), (390, False), (390, True))):
+            await browser.size(width, 844, dark=dark)
+            await browser.until(f"innerWidth == {width} && document.documentElement.scrollWidth <= {width}")
+            await browser.picture(tmp_path / f"trace-{number}.png", whole=True)
+        await browser.ask("location.hash = '#service=shop'")
+        await browser.until(shows("Trace to here", "#detail"))
+        await browser.picture(tmp_path / "service.png")
+        await browser.click(f"{field.format('to this')}")
+        await browser.until(f"{field.format('to')}.value === 'service shop'")
+        assert await browser.ask(f"{field.format('from')}.value") == "container weft-web"
+        await browser.ask(f"{field.format('port')}.value = '80'")
+        await browser.click("document.querySelector('.trace button')")
+        await browser.until(f"document.querySelector('{result} h2')?.textContent === 'Delivered'")
+        await browser.ask(f"{field.format('to')}.value = 'other'")
+        await browser.ask(f"{field.format('to')}.dispatchEvent(new Event('change'))")
+        await browser.ask(f"{field.format('address')}.value = '--config'")
+        await browser.click("document.querySelector('.trace button')")
+        await browser.until(shows("must be a container, an address or host", f"{result} h2"))
+        browser.problems[:] = [one for one in browser.problems if "400" not in one]
+
+    page.look(look)
+
+
 def test_agent_restart_is_noticed(page: Page) -> None:
     page.put("/v1/agent/service/register", {"Name": "kept", "Address": "192.0.2.7", "Port": 5})
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from discovery.structs import Check, Node, Status
 from lab.agent import LabAgent, until
 from lab.services import NODE, Book, instance, virtual
 from weft import events
+from weft.processes import Finished
 
 FILES = Path(overview.__file__).parent
 
@@ -49,12 +50,19 @@ def page(book: Book) -> Overview:
     return Overview(book.catalog, NODE, domain="weft")
 
 
+async def unused(words: Sequence[str]) -> Finished:
+    """No command is run."""
+    raise OSError(str(words))
+
+
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
     """An agent that also serves the page."""
     node = Node("n1", "127.0.0.1")
     settings = HttpSettings(listen=("127.0.0.1:0",))
-    found = LabAgent(tmp_path_factory.mktemp("page"), node, settings, lambda catalog: routes(Overview(catalog, node)))
+    found = LabAgent(
+        tmp_path_factory.mktemp("page"), node, settings, lambda catalog: routes(Overview(catalog, node), unused)
+    )
     yield found
     found.stop()
 
