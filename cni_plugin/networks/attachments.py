@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
+from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT, PUBLISHED
 from cni_plugin.networks import owners
 from cni_plugin.networks.owners import OwnerName
 from cni_plugin.ops import Announced, Elements
@@ -101,7 +101,8 @@ class Endpoint:
     @property
     def ports(self) -> tuple[str, ...]:
         """The published ports as docker writes them: ``8080->80/tcp``."""
-        return published(self.operations)
+        recorded = (record.operations for record in self.records if record.may_have(*PUBLISHED))
+        return published(operation for operations in recorded for operation in operations)
 
     def _is_own(self, name: str, sandbox: str) -> bool:
         return name == self.interface and bool(sandbox)
@@ -238,6 +239,8 @@ def remarks(context: ServiceContext, one: Endpoint) -> list[str]:
     """What the agent does not do as the endpoint asks: names that it does not serve, services that it
     does not register.
     """
+    if not any(record.may_have(Announced.__name__) for record in one.records):
+        return []
     machine = context.machine(None)
     found = [each.remarks(machine) for each in one.operations if isinstance(each, Announced)]
     return [sentence for each in found for sentence in (*each.refused, *each.unserved)]

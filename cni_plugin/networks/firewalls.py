@@ -51,6 +51,8 @@ def dropped(context: ServiceContext, network: str = "") -> list[Dropped]:
     if not chosen:
         return []
     chains = [one for one in context.kernel.host.base_chains() if one.policy == "drop" or any(one.chains.values())]
+    if not chains:
+        return []
     outside = KernelFacts(context.kernel.host, None).default_link(Side.HOST)
     found = [each for record in chosen for each in _of_record(record, chains, outside)]
     return list(dict.fromkeys(found))
@@ -69,7 +71,8 @@ def _packets(record: Record, outside: str) -> Iterator[tuple[int, Packet, Packet
     what they are in words.
     """
     link = host_link(record.result)
-    operations = (*record.shared, *record.operations)
+    has_own = record.may_have(PassedOn.__name__, INTERNAL_LINKS, *PORTS)
+    operations = (*record.shared, *(record.operations if has_own else ()))
     passed = [one for one in operations if isinstance(one, PassedOn)]
     elements = [each for one in operations if isinstance(one, Elements) for each in one.elements]
     is_internal = any(each.collection == INTERNAL_LINKS for each in elements)

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import json
-import marshal
 import os
 import stat
 import time
@@ -24,6 +23,7 @@ from typing import TypeVar
 
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import codec
+from cni_plugin.service.deferred import Deferred, defer, without
 from weft import files, types
 from weft.errors import StateDamaged
 from weft.identity import attachment_digest, attachment_mark, digest
@@ -40,7 +40,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Record(Deferred):
     """One attachment: its operations in order, and the result of its ADD.
 
     ``made`` is seconds since boot (CLOCK_BOOTTIME), ``boot`` the kernel's boot id.
@@ -59,7 +59,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkRecord:
+class NetworkRecord(Deferred):
     """One network: the shared operations of all its attachments so far."""
 
     network: str
@@ -121,14 +121,14 @@ class Records:
         return f"{self._networks}/shared.lock"
 
     def read(self, attachment: types.Attachment) -> Record | None:
-        return _read(self.path(attachment), Record)
+        return _whole(_read(self.path(attachment), Record))
 
     def read_digest(self, digest: str) -> Record | None:
         """The record of the attachment with this digest in its marks."""
-        return _read(f"{self._attachments}/{digest}.json", Record)
+        return _whole(_read(f"{self._attachments}/{digest}.json", Record))
 
     def read_network(self, network: str) -> NetworkRecord | None:
-        return _read(self.network_path(network), NetworkRecord)
+        return _whole(_read(self.network_path(network), NetworkRecord))
 
     def write(self, record: Record) -> None:
         _write(self.path(record.attachment), record)
@@ -157,7 +157,7 @@ class Records:
     def containing(self, text: str) -> Iterator[Record]:
         """The records of attachments whose JSON has a text: others are read, but not parsed."""
         for path in _files(self._attachments):
-            record = _read(path, Record, text.encode())
+            record = _whole(_read(path, Record, text.encode()))
             if record is not None:
                 yield record
 
@@ -262,23 +262,46 @@ def _read(path: str, kind: type[_AnyRecord], text: bytes = b"") -> _AnyRecord | 
     try:
         if int(checksum, 16) != zlib.crc32(body):
             raise ValueError("wrong checksum")
-        document = json.loads(body)
+        head, deferred = without(body, _LONG[kind])
+        document = json.loads(head)
         if document["schema"] != SCHEMA:
             # The record of a newer release is not damaged: it stays as it is.
             raise StateDamaged(
                 f"{path} has schema {document['schema']}, this release reads {SCHEMA}", hint="use the newer weft"
             )
-        parts = document["record"]
-        if kind is Record and isinstance(parts.get("shared"), list):
-            parts["shared"] = _decoded_shared(parts["shared"])
-        found = codec.decode(parts, _kinds())
+        found = codec.decode(document["record"], _kinds())
         if not isinstance(found, kind):
             raise ValueError("not this kind of record")
+        defer(found, deferred, functools.partial(_decoded, path))
         _remember(cache, path, _Cached(content, found, {}, file))
         return found
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except _UNDECODABLE:
         _set_aside(path)
         return None
+
+
+_UNDECODABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _whole(record: _AnyRecord | None) -> _AnyRecord | None:
+    """The record with all of its fields decoded, None if one is damaged."""
+    return record if record is not None and record.is_whole(_LONG[type(record)]) else None
+
+
+def _decoded(path: str, name: str, text: bytes) -> object:
+    """The operations of a record, from their JSON."""
+    if name == "shared" and text in _shared:
+        return _shared[text]
+    try:
+        found = codec.decode(json.loads(text), _kinds())
+    except _UNDECODABLE:
+        _set_aside(path)
+        return None
+    if name == "shared":
+        if len(_shared) >= _most_shared:
+            _shared.clear()
+        _shared[text] = found
+    return found
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:
@@ -297,6 +320,7 @@ _NO_RECORD = frozenset((errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.EPERM))
 
 
 def _set_aside(path: str) -> None:
+    _forget(path)
     with contextlib.suppress(OSError):
         files.set_aside(path)
 
@@ -350,31 +374,14 @@ def _texts(path: str, record: Record | NetworkRecord) -> dict[str, tuple[object,
     return texts
 
 
-@functools.lru_cache(64)
-def _encode_shared(operations: tuple[Operation, ...]) -> str:
-    """The shared operations, which are the same in the records of all attachments of a network."""
-    return codec.encode(operations)
+_encode_shared = functools.lru_cache(64)(codec.encode)
+"""For the shared operations, which are the same in the records of all attachments of a network."""
 
 
 _shared: dict[bytes, object] = {}
+"""The shared operations by their JSON: one value for all attachments of a network."""
 
-
-def _decoded_shared(value: list[object]) -> object:
-    """The shared operations of a record: one value for all attachments of a network, which are most of a
-    record and the same in all of these.
-    """
-    text = marshal.dumps(value, _WITHOUT_REFERENCES)
-    found = _shared.get(text)
-    if found is None:
-        if len(_shared) >= _most_shared:
-            _shared.clear()
-        found = _shared[text] = codec.decode(value, _kinds())
-    return found
-
-
-_WITHOUT_REFERENCES = 2
-"""A version of marshal whose bytes depend on the value alone, and not on who else refers to its parts."""
-
+_LONG: dict[type, tuple[str, ...]] = {Record: ("operations", "shared"), NetworkRecord: ("shared",)}
 _FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Record, NetworkRecord)}
 
 
@@ -387,7 +394,11 @@ def _write(path: str, record: Record | NetworkRecord) -> None:
     _remember(_cache_of(type(record)), path, _Cached(content, record, texts))
 
 
-def _remove(path: str) -> None:
+def _forget(path: str) -> None:
     for cache in (_cache, _cache_of_networks):
         cache.pop(path, None)
+
+
+def _remove(path: str) -> None:
+    _forget(path)
     files.remove(path, "the record")

@@ -145,6 +145,50 @@ def test_a_damaged_record_is_set_aside(records: Records, damage: str, capfd: pyt
     assert records.stray_files() == [str(path.with_suffix(".damaged"))]
 
 
+OPERATION = Elements((Element("ports4", ("tcp", 80), (ip_address("10.0.0.2"), 80), "weft:00112233445566aa"),))
+
+
+def test_operations_of_all_are_decoded_when_they_are_used(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = replace(RECORD, operations=(OPERATION,), shared=(OPERATION,))
+    other = replace(record, attachment=replace(ATTACHMENT, container="c2"), operations=())
+    for each in (record, other):
+        records.write(each)
+    monkeypatch.setattr(records_module, "_cache", {})
+    with monkeypatch.context() as patched:
+        patched.delattr(Elements, "__init__")  # none can be made
+        found = {one.attachment: one for one in records.all()}
+        assert [one.namespace for one in found.values()] == [RECORD.namespace] * 2
+        assert [found[one.attachment].may_have("ports4", "x") for one in (record, other)] == [True, False]
+        assert not found[ATTACHMENT].may_have("ports", "ports6")
+    assert found == {ATTACHMENT: record, other.attachment: other}
+    assert found[ATTACHMENT].shared is found[other.attachment].shared
+
+
+def test_damaged_operations_are_set_aside_when_they_are_used(records: Records) -> None:
+    records.write(replace(RECORD, operations=(OPERATION,)))
+    path = Path(records.path(ATTACHMENT))
+    body = path.read_bytes().partition(b"\n")[2].replace(b'"kind": "Elements"', b'"kind": "Popen"')
+    path.write_bytes(_checked(body))
+    [found] = records.all()
+    assert (found.attachment, found.shared, path.exists()) == (ATTACHMENT, (), True)
+    assert (found.operations, path.exists(), path.with_suffix(".damaged").exists()) == ((), False, True)
+    path.write_bytes(_checked(body))
+    assert records.read(ATTACHMENT) is None and not path.exists()
+
+
+def test_fields_in_another_order_are_decoded_at_once(records: Records) -> None:
+    """Of a release whose records have other fields, or these twice."""
+    record = replace(RECORD, operations=(OPERATION,), shared=(OPERATION,))
+    records.write(record)
+    path = Path(records.path(ATTACHMENT))
+    document = json.loads(path.read_bytes().partition(b"\n")[2])
+    for names in (sorted(document["record"]), sorted(document["record"], reverse=True)):
+        path.write_bytes(
+            _checked(json.dumps({"schema": 1, "record": {n: document["record"][n] for n in names}}).encode())
+        )
+        assert records.read(ATTACHMENT) == record == next(records.all())
+
+
 def test_any_changed_or_missing_byte_is_detected(records: Records) -> None:
     """A record with one byte changed, or truncated anywhere, is never used."""
     path = Path(records.path(ATTACHMENT))
