@@ -7,15 +7,18 @@ import resource
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from calls import ENGINE, ROOT, Call, run_concurrently
 from compare import start_engine
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.networks import conflists
 from lab import namespaces
+from weft.kernel.linux.kernel import LinuxKernel
 
 WEFT = ROOT / "bin" / "weft"
 VERSION = "1.0.0"
@@ -50,6 +53,10 @@ class Filled:
             ]
         for first in range(0, len(calls), _CONCURRENT):
             run_concurrently(calls[first : first + _CONCURRENT], "ADD")
+        with closing(LinuxKernel(TABLES)) as kernel:
+            for place in chain.from_iterable(self.paths.values()):
+                with closing(kernel.open(place)) as container:
+                    container.change_link("lo", up=True)  # as every runtime does
         for path in Path("/var/lib/cni").rglob("10.*"):
             os.utime(path, (time.time() - 600,) * 2)  # older than those that are held whoever has them
 

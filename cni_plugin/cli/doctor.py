@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import click
@@ -22,6 +21,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from weft import __version__
 from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
+from weft.parallel import shared_out
 from weft.remedies import Command, NoCommand
 
 
@@ -97,13 +97,22 @@ def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
 
 def _of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Iterator[Finding]:
     """Keys of weft's plugins that nothing reads."""
-    for network in networks:
-        chain = Chain(tool.service, network, Target("validation", "/run/netns/validation", "eth0"), tool.path)
-        with contextlib.suppress(WeftError):  # it is reported when the network is used
-            for plugin, sentence in chain.unread_keys():
-                what = f"network {network.name}: the plugin {plugin} {sentence}"
-                remedy = NoCommand(f"correct or remove the key in {network.path}")
-                yield Finding(what, remedy, advice=plugin != OWN_NAME)  # runtimes add keys for other plugins
+    unread = shared_out(
+        networks, lambda part: [_unread_keys(tool, network) for network in part], tool.service.kernel.forked
+    )
+    for network, found in zip(networks, unread, strict=True):
+        for plugin, sentence in found:
+            what = f"network {network.name}: the plugin {plugin} {sentence}"
+            remedy = NoCommand(f"correct or remove the key in {network.path}")
+            yield Finding(what, remedy, advice=plugin != OWN_NAME)  # runtimes add keys for other plugins
+
+
+def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
+    chain = Chain(tool.service, network, Target("validation", "/run/netns/validation", "eth0"), tool.path)
+    try:
+        return chain.unread_keys()
+    except WeftError:  # it is reported when the network is used
+        return []
 
 
 def _of_agent() -> Iterator[Finding]:

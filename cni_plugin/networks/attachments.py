@@ -22,10 +22,11 @@ from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
 from weft import identity
 from weft.errors import UnknownContainer, WeftError
-from weft.kernel.interface import Element
+from weft.kernel.interface import Element, Namespace
 from weft.parallel import shared_out
 from weft.types import NamespaceId, Result
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _SHORTEST_PREFIX = 4
@@ -203,23 +204,25 @@ def marked_networks(context: ServiceContext, digest: str) -> list[str]:
     return sorted(record.network for record in context.records.networks() if digest in mark_digests(record.shared))
 
 
-def of_each(
-    context: ServiceContext, found: Sequence[Endpoint], look: Callable[[Sequence[Endpoint]], list[T]]
-) -> list[T]:
+def of_each(context: ServiceContext, found: Sequence[S], look: Callable[[Sequence[S]], list[T]]) -> list[T]:
     """What a look at each endpoint finds, by all processors. The first is looked at before the others:
     what it has listed of the host (``ServiceContext.comparing_all``) all processes share.
     """
     return look(found[:1]) + shared_out(found[1:], look, context.kernel.forked)
 
 
-def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
+def mismatches(
+    context: ServiceContext, one: Endpoint, *, shared: bool = True, look: Callable[[Namespace], None] | None = None
+) -> list[str]:
     """What differs from what ADD set up, a sentence each; without what networks share, unless
-    ``shared``.
+    ``shared``. ``look`` gets the container's namespace while it is open.
     """
-    return context.compared(lambda asked: _mismatches(asked, one, shared))
+    return context.compared(lambda asked: _mismatches(asked, one, shared, look))
 
 
-def _mismatches(context: ServiceContext, one: Endpoint, shared: bool) -> list[str]:
+def _mismatches(
+    context: ServiceContext, one: Endpoint, shared: bool, look: Callable[[Namespace], None] | None
+) -> list[str]:
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} no longer exists"]
     sentences = ["it is only partially attached"] if one.state is State.HALF else []
@@ -227,6 +230,8 @@ def _mismatches(context: ServiceContext, one: Endpoint, shared: bool) -> list[st
     if container is None and one.namespace.known:
         return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
     try:
+        if look is not None and container is not None:
+            look(container)
         of_network = one.shared if shared else ()
         machine, operations = context.machine(container), (*of_network, *one.operations)
         return [*sentences, *executor.mismatches(operations, machine, shared=len(of_network), known=context.known)]

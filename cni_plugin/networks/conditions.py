@@ -8,11 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
-from cni_plugin.networks import attachments
-from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.findings import Finding
 from cni_plugin.service.context import ServiceContext
-from weft.errors import WeftError
 from weft.remedies import Command, NoCommand
 
 DISKS = ("/run/weft", "/var/lib/cni", "/var/lib/weft")
@@ -32,39 +29,11 @@ _CERTIFICATE_DAYS = 21
 def every(context: ServiceContext, certificates: Iterable[str] = ()) -> list[Finding]:
     """All findings; ``certificates`` are PEM files that weft uses."""
     return [
-        *of_loopback(context),
         *of_disks(DISKS),
         *of_clock(CLOCKED),
         *of_certificates(certificates),
         *of_bridge_netfilter(context),
     ]
-
-
-def of_loopback(context: ServiceContext) -> Iterator[Finding]:
-    """Containers whose lo is down: programs in them do not reach their own servers at 127.0.0.1."""
-    of_namespaces = {
-        one.namespace: one for one in reversed(attachments.endpoints(context)) if one.state is State.ATTACHED
-    }
-    firsts = list(reversed(of_namespaces.values()))
-    down = attachments.of_each(context, firsts, lambda part: [_is_loopback_down(context, one) for one in part])
-    for one in (one for one, is_down in zip(firsts, down, strict=True) if is_down):
-        yield Finding(
-            f"{one}: lo is down in the container, which does not reach its own servers at 127.0.0.1",
-            Command(f"nsenter --net={one.namespace.path} ip link set lo up"),
-        )
-
-
-def _is_loopback_down(context: ServiceContext, one: Endpoint) -> bool:
-    container = context.open_same(one.namespace)
-    if container is None:
-        return False
-    try:
-        lo = container.link("lo")
-    except WeftError:
-        return False
-    finally:
-        container.close()
-    return lo is not None and not lo.up
 
 
 def of_disks(folders: Iterable[str]) -> Iterator[Finding]:

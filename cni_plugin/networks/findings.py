@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 
 from cni_plugin.networks import attachments, conflists, leases, podman, pools, requirements
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
+from cni_plugin.networks.differences import LO_DOWN, differences, restorable
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import Gateways
-from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Parent
-from cni_plugin.service import executor, overlaps
+from cni_plugin.service import overlaps
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.orphans import Orphans, element_text, orphans, unused_networks
+from cni_plugin.service.orphans import Orphans, element_text, orphans, stray_files, unused_networks
 from cni_plugin.service.records import NetworkRecord
 from ipam import ranges
 from weft import identity
@@ -26,7 +25,7 @@ from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
 from weft.remedies import Command, NoCommand, Remedy
 from weft.section import Section
-from weft.types import Side, Subnet
+from weft.types import NamespaceId, Subnet
 
 _WITHOUT_FILE = "podman"
 """podman keeps its default network's list in memory only."""
@@ -56,10 +55,10 @@ class Finding:
     advice: bool = False
 
 
-_NOWHERE = (Side.CONTAINER, "")
 _GC = Command("weft gc", "to remove it")
 _REPAIR = Command("weft doctor --repair", "to restore it")
 _RESTART = "restart the container with its own runtime"
+_BY_HAND = NoCommand(f"{_RESTART}, or detach and attach it again")
 _TO_DECIDE = "which of the two is to be decided"
 _RECREATE = "make the network again with another subnet once its containers are gone"
 
@@ -136,33 +135,42 @@ def of_subnets(context: ServiceContext) -> Iterator[Finding]:
                 yield Finding(what, NoCommand(f"use another subnet for {name}, or delete that address: {_TO_DECIDE}"))
 
 
-def of_attachments(context: ServiceContext) -> Iterator[Finding]:
-    """What differs from what ADD set up; what networks share is checked once."""
-    seen: set[str] = set()
+def of_attachments(context: ServiceContext, found: Sequence[Endpoint] | None = None) -> Iterator[Finding]:
+    """What differs from what ADD set up; what networks share is checked once. ``found`` are the endpoints, where
+    they have been read already.
+    """
     context = context.comparing_all()
-    for network in context.records.networks():
-        for sentence in context.compared(partial(_shared_mismatches, network)):
+    found = attachments.endpoints(context) if found is None else found
+    networks = list(context.records.networks())
+    attached = [one for one in found if one.state is State.ATTACHED]
+    for network in networks[:1]:
+        differences(context, network)  # which lists what networks are compared with, for all processes
+    items: list[Endpoint | NetworkRecord] = [*attached, *networks]
+    differing = attachments.of_each(context, items, lambda part: [differences(context, one) for one in part])
+    seen: set[str] = set()
+    for network, sentences in zip(networks, differing[len(attached) :], strict=True):
+        for sentence, _ in sentences:
             if sentence not in seen:
                 seen.add(sentence)
                 yield Finding(f"network {network.network}: {sentence}", _REPAIR, FixedBy.REPAIR)
-    found = attachments.endpoints(context)
-    attached = [one for one in found if one.state is State.ATTACHED]
-    differences = attachments.of_each(context, attached, lambda part: [_differences(context, one) for one in part])
     for one in found:
         if one.state is not State.ATTACHED:
             gone = f"its network namespace {one.namespace.path} no longer exists"
             why = gone if one.state is State.GONE else "it is only partially attached"
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
-    for one, sentences in zip(attached, differences, strict=True):
-        for sentence, remedy in sentences:
-            fixed_by = FixedBy.REPAIR if remedy is _REPAIR else FixedBy.OPERATOR
-            yield Finding(f"{one}: {sentence}", remedy, fixed_by)
-
-
-def _differences(context: ServiceContext, one: Endpoint) -> list[tuple[str, Remedy]]:
-    """What differs, and what mends it."""
-    sentences = attachments.mismatches(context, one, shared=False)
-    return list(zip(sentences, remedies(context, one, sentences), strict=True))
+    told: set[NamespaceId] = set()
+    for one, sentences in zip(attached, differing, strict=False):
+        for sentence, is_restorable in sentences:
+            if sentence == LO_DOWN:
+                if one.namespace not in told:
+                    told.add(one.namespace)
+                    yield Finding(
+                        f"{one}: {sentence}", Command(f"nsenter --net={one.namespace.path} ip link set lo up")
+                    )
+            elif is_restorable:
+                yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
+            else:
+                yield Finding(f"{one}: {sentence}", _BY_HAND)
 
 
 def remedies(context: ServiceContext, one: Endpoint, sentences: Sequence[str]) -> list[Remedy]:
@@ -172,30 +180,8 @@ def remedies(context: ServiceContext, one: Endpoint, sentences: Sequence[str]) -
     if one.state is not State.ATTACHED:
         return [_GC] * len(sentences)
     own = attachments.mismatches(context, one, shared=False)
-    restorable = _restorable(context, one) | (set(attachments.mismatches(context, one)) - {*own})
-    by_hand = NoCommand(f"{_RESTART}, or detach and attach it again")
-    return [_REPAIR if sentence in restorable else by_hand for sentence in sentences]
-
-
-def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:
-    count = len(network.shared)
-    return executor.mismatches(network.shared, context.machine(None), shared=count, known=context.known)
-
-
-def _restorable(context: ServiceContext, one: Endpoint) -> set[str]:
-    """The differences of an endpoint that can be restored while its container runs: nftables elements, the
-    ports and settings of links that are still there.
-    """
-    host = context.kernel.host
-    found = [
-        each
-        for each in one.operations
-        if type(each).restore is not Operation.restore
-        and not any(
-            side is Side.HOST and host.link(name) is None for side, name in (*each.creates, each.on_link or _NOWHERE)
-        )
-    ]
-    return set(executor.mismatches(found, (context.current or context).machine(None)))
+    mended = restorable(context, one) | (set(attachments.mismatches(context, one)) - {*own})
+    return [_REPAIR if sentence in mended else _BY_HAND for sentence in sentences]
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
@@ -310,9 +296,9 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
             yield Finding(f"IPv{version} forwarding is disabled ({_FORWARDING[version]} is 0)", _REPAIR, FixedBy.REPAIR)
 
 
-def of_names(context: ServiceContext) -> Iterator[Finding]:
+def of_names(context: ServiceContext, found: Sequence[Endpoint]) -> Iterator[Finding]:
     """Names that the agent does not serve, and services that it does not register."""
-    for one in attachments.endpoints(context):
+    for one in found:
         for sentence in attachments.remarks(context, one):
             yield Finding(f"{one}: {sentence}", NoCommand("give it another name, or permit this one"))
 
@@ -330,8 +316,10 @@ def every(
     problems: Sequence[WeftError],
 ) -> list[Finding]:
     """All findings, those of the host first."""
-    context = context.reading_once()
+    context = context.comparing_all()
     left = orphans(context)
+    endpoints = attachments.endpoints(context)
+    left = replace(left, files=stray_files(context))  # a damaged record is set aside when it is read
     forwarding = list(of_forwarding(context, networks))
     reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
     found = [
@@ -341,9 +329,9 @@ def every(
         *of_pools(context, networks),
         *of_subnets(context),
         *forwarding,
-        *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
+        *(one for one in of_attachments(context, endpoints) if not any(f"{key} is " in one.what for key in reported)),
         *of_firewalls(context),
-        *of_names(context),
+        *of_names(context, endpoints),
         *of_leftovers(context, left, networks),
     ]
     return list(dict.fromkeys(found))

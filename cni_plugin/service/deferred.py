@@ -58,7 +58,8 @@ def without(body: bytes, names: tuple[str, ...]) -> tuple[bytes, dict[str, bytes
     places = list(_places(body, names))
     end = body.rfind(b'], "result": {') + 1 or len(body.removesuffix(b"}}"))
     bounds = [*(start for start, _ in places), end]
-    if len(places) != len(names) or bounds != sorted(bounds) or body[end - 1 : end] != b"]":
+    follow = all(body[bound - 1 : bound] == b"]" for bound in bounds[1:])
+    if len(places) != len(names) or bounds != sorted(bounds) or not follow:
         return body, {}
     texts = {name: body[first:after] for name, (_, first), after in zip(names, places, bounds[1:], strict=True)}
     return body[: bounds[0]] + body[end:], texts

@@ -48,7 +48,6 @@ def orphans(context: ServiceContext) -> Orphans:
     marked = dict(_mark_digests(context))
     rules = sorted({mark for chain in context.kernel.host.firewalls().user_chains for mark in chain.marks})
     known = context.records.digests() | _shared_digests(context)
-    lock = context.records.shared_lock()  # its file is created by every sweep
     unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
     running = cached_attachments(context) if unknown else {}
     unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
@@ -64,10 +63,16 @@ def orphans(context: ServiceContext) -> Orphans:
     return Orphans(
         tuple(link.name for link in links if identity.mark_digest(link.alias) in unknown - running.keys()),
         tuple(elements),
-        tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path)),
+        stray_files(context),
         tuple(mark for mark in rules if identity.mark_digest(mark) not in known),
         unrecorded,
     )
+
+
+def stray_files(context: ServiceContext) -> tuple[str, ...]:
+    """Files of records that belong to no attachment or network, such as damaged ones, and are not in use."""
+    lock = context.records.shared_lock()  # its file is created by every sweep
+    return tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path))
 
 
 def _is_locked(path: str) -> bool:

@@ -144,10 +144,7 @@ class Records:
 
     def all(self) -> Iterator[Record]:
         """The records of all attachments in no particular order, but damaged ones."""
-        for path in _files(self._attachments):
-            record = _read(path, Record)
-            if record is not None:
-                yield record
+        return filter(None, (_read(path, Record) for path in _files(self._attachments)))
 
     def of_container(self, container: str) -> Iterator[Record]:
         """The records of a container's attachments: others are read, but not parsed."""
@@ -156,10 +153,8 @@ class Records:
 
     def containing(self, text: str) -> Iterator[Record]:
         """The records of attachments whose JSON has a text: others are read, but not parsed."""
-        for path in _files(self._attachments):
-            record = _whole(_read(path, Record, text.encode()))
-            if record is not None:
-                yield record
+        found = (_read(path, Record, text.encode()) for path in _files(self._attachments))
+        return filter(None, map(_whole, found))
 
     def networks(self) -> Iterator[NetworkRecord]:
         for path in _files(self._networks):

@@ -53,7 +53,7 @@ class Filled:
             )
             for each in range(EACH):
                 path = f"/run/netns/c{number}-{each}"
-                self.kernel.add(path)
+                self.kernel.add(path).links_by_name["lo"].up = True
                 weft.add(given, path, f"c{number}-{each}")
         for path in (folder / "leases").rglob("10.*"):
             os.utime(path, (time.time() - 600,) * 2)  # older than those that are held whoever has them
@@ -246,8 +246,8 @@ def test_elements_are_made_only_of_sets_with_an_unknown_mark(tmp_path: Path, mon
 
 
 def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links, addresses and FDB rows are dumped, a container is asked for its link and addresses once; what
-    the lists miss is asked of the kernel itself.
+    """Links, addresses and FDB rows are dumped, a container is asked for its link and addresses once, by doctor
+    also for its lo; what the lists miss is asked of the kernel itself.
     """
     monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / "leases"))
     filled = Filled(tmp_path, 2)
@@ -258,6 +258,12 @@ def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert calls["links"] - calls["all_addresses"] == 1, calls  # the fake lists links for addresses
     in_containers = {name: calls[name] for name in ("open", "link", "addresses")}
     assert in_containers == dict.fromkeys(in_containers, 2 * EACH), calls
+
+    filled.kernel.calls.clear()
+    _doctor(filled)
+    calls = Counter(filled.kernel.calls)
+    assert (calls["all_ports_fdb"], calls["open"], calls["identify"]) == (1, 2 * EACH, 2 * EACH), calls
+    assert calls["links"] - calls["all_addresses"] == 1, calls
 
     listed = filled.context.comparing_all()
     [one, *_] = attachments.endpoints(listed)
