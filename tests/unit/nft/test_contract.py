@@ -217,8 +217,11 @@ def test_elements_round_trip(rules: Ruleset) -> None:
     assert rules.missing(ONE_OF_EACH) == ()
     theirs = [replace(element, mark=OTHERS) for element in ONE_OF_EACH]
     assert sorted(rules.existing(theirs), key=repr) == sorted(ONE_OF_EACH, key=repr)
+    single = [element for element in ONE_OF_EACH if not TABLES.shapes[element.collection].flags]
+    assert [rules.at(element.collection, element.key) for element in single] == single
     rules.delete(ONE_OF_EACH)
     assert rules.missing(ONE_OF_EACH) == ONE_OF_EACH and rules.existing(theirs) == ()
+    assert {rules.at(element.collection, element.key) for element in single} == {None}
     assert all(rules.elements(name) == () for name in rules.collections())
 
 
