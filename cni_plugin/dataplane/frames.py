@@ -237,6 +237,9 @@ _CHAINS = (
                 "update @vlan_machines4 { iifname . ether saddr . ip saddr } goto check_ipv4",
                 "an address of the range",
             ),
+            # An update of a full set ends the rule.
+            Rule(f"{_ARP} iifname . arp saddr ip @vlan_sources4 accept", "the set is full"),
+            Rule("ether type ip iifname . ip saddr @vlan_sources4 goto check_ipv4", "the set is full"),
             Rule("drop", "other addresses, which may be containers', and other protocols"),
         ),
     ),

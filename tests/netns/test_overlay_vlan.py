@@ -133,6 +133,16 @@ def test_machines_cannot_take_the_addresses_of_containers(site: Site) -> None:
     assert host.ping("m1", site.at[GATEWAY])
 
 
+def test_more_machines_than_can_be_known(site: Site) -> None:
+    """A machine that forges many MAC addresses cuts nobody off: others are neighbours at the gateway still."""
+    site.attach()
+    macs = [f"06:00:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(1024)]
+    found = ", ".join(f'"{site.port}" . {mac} . 10.60.250.77' for mac in macs)
+    site.cluster.run(GATEWAY, "nft", "add", "element", "bridge", "weft", "vlan_machines4", f"{{ {found} }}")
+    assert site.host.ping("m1", site.at[GATEWAY])
+    assert MACHINE not in str(site.publish())
+
+
 def test_the_vlan_comes_and_goes_with_the_network(site: Site) -> None:
     host, cluster = site.host, site.cluster
     cluster.run(GATEWAY, "ip", "link", "set", "eth1", "down")
