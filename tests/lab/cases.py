@@ -20,7 +20,7 @@ class Case:
 
     ``needs``: a kind of link that the kernel may lack. ``wired``: the host has a neighbour on
     ``lan0``. ``tables``: iptables was used before, because its built-in chains stay when weft's
-    are removed. ``overlay``: the network's files are those of conf/overlay. ``beside``: keys that
+    are removed. ``overlay``: the networks' files are those of conf/overlay. ``beside``: keys that
     another container on the network must set differently. ``settings`` is what weft.toml has.
     ``long``: its tests are marked long.
     """
@@ -146,6 +146,8 @@ CASES = (
          beside={"vlanId": 43}),
     Case("overlay", conf("weft", "overlay", {"driver": "overlay", "ipMasq": True, "ipam": {"type": "blocks"}}),
          needs="vxlan", overlay=True),
+    Case("overlay-vlan", conf("weft", "plant", {"driver": "overlay", "ipMasq": True, "ipam": {"type": "blocks"}}),
+         needs="vxlan", overlay=True, long=True),
     Case("dummy", conf("dummy", "held", {"ipam": pool("10.30.0.0/24", "fd00:30::/64")}), needs="dummy"),
     Case(
         "portmap-chained",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cni_plugin.dataplane.tables import TABLES
@@ -21,6 +23,7 @@ from weft import overlay
 from weft.errors import Missing
 from weft.kernel.linux.kernel import LinuxKernel
 
+_HOSTS_OWN = ("lo", "lan0", "vlan7", "vlan8")
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
 
@@ -104,11 +107,27 @@ def prepare(host: Host, case: Case) -> None:
         use_tables(host)
     if case.overlay:
         overlay_files()
+        if case.conf["name"] == "plant":
+            vlan_files(host)
 
 
 def overlay_files() -> None:
     """Write the files of the network "overlay", as the cluster's side would: those of conf/overlay."""
     shutil.copytree(ROOT / "conf" / "overlay", overlay.FOLDER)
+
+
+def vlan_files(host: Host) -> None:
+    """Write those of the network "plant" of mode l2, of which this host is the VLAN gateway, by the link vlan7."""
+    host.run("ip", "link", "add", "vlan7", "type", "veth", "peer", "name", "vlan8")
+    host.run("sysctl", "-qw", "net.ipv6.conf.vlan7.disable_ipv6=1", "net.ipv6.conf.vlan8.disable_ipv6=1")
+    for link in ("vlan7", "vlan8"):
+        host.run("ip", "link", "set", link, "up")
+    own = json.loads((ROOT / "conf/overlay/overlay.json").read_text())
+    peers = json.loads((ROOT / "conf/overlay/overlay.peers.json").read_text())
+    gateway = {"host": "host1", "parent": "vlan7", "range": "10.60.250.0/24", "local": True}
+    own |= {"network": "plant", "mode": "l2", "vlanGateway": gateway}
+    for name, document in (("plant.json", own), ("plant.peers.json", {**peers, "network": "plant"})):
+        (Path(overlay.FOLDER) / name).write_text(json.dumps(document))
 
 
 def use_tables(host: Host) -> None:
@@ -137,7 +156,7 @@ def rest(*containers: str) -> list[str]:
     """Summary of weft's state on this host and links in the containers: [] if there is none."""
     kernel = LinuxKernel(TABLES)
     try:
-        found = [f"link {link.name} ({link.alias})" for link in kernel.host.links() if link.name not in ("lo", "lan0")]
+        found = [f"link {link.name} ({link.alias})" for link in kernel.host.links() if link.name not in _HOSTS_OWN]
         found += [f"set {name}" for name in kernel.rules.collections()]
         for path in containers:
             if kernel.identify(path).known:
