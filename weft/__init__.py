@@ -1,3 +1,3 @@
 """What all other packages are built on: errors, values, files, locks and the kernel."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

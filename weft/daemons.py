@@ -101,8 +101,8 @@ def start(module: str, purpose: str, library: str = "") -> None:
     Raises WeftError, which names ``purpose``: where the daemon's ``library`` is not installed, and Busy
     where this process is under restrictions that the daemon would inherit.
     """
-    if library and not any(os.path.isdir(os.path.join(folder, library)) for folder in sys.path):
-        raise LibraryMissing(library, f"the process that {purpose}")
+    if library:
+        need_library(library, f"the process that {purpose}")
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
     environment |= {name: value for name, value in os.environ.items() if name in _PASSED_ON}
     environment[inherited.CHECKED] = str(confinement.own_filters)
@@ -116,6 +116,12 @@ def start(module: str, purpose: str, library: str = "") -> None:
             f"{done.errors.decode('utf-8', 'replace').strip()}",
             hint="run it as a service, as in conf/systemd",
         )
+
+
+def need_library(library: str, purpose: str) -> None:
+    """Raise LibraryMissing, naming ``purpose``, where a library of an extra is not installed. Imports nothing."""
+    if not any(os.path.isdir(os.path.join(folder, library)) for folder in sys.path):
+        raise LibraryMissing(library, purpose)
 
 
 def end(process: int, seconds: float) -> bool:

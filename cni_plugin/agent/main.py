@@ -49,7 +49,7 @@ from store.embedded import EmbeddedStore
 from weft import __version__, confinement, events, files
 from weft.capabilities import AGENT
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
-from weft.daemons import REFRESHED
+from weft.daemons import REFRESHED, need_library
 from weft.errors import StateDamaged, WeftError
 from weft.kernel import private_mounts
 from weft.spawner import Spawner, Work
@@ -486,8 +486,9 @@ def main(arguments: list[str]) -> int:
 
 def serving(path: str, given: Given) -> int:
     """``weft agent``, by the operator or a service manager; the exit status. ``given`` are keys of the
-    configuration from the command line.
+    configuration from the command line. Raises LibraryMissing.
     """
+    need_library("aiohttp", "weft agent")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     return _serve(path, given, 0.0)
 
@@ -506,7 +507,7 @@ def _serve(path: str, given: Given, idle: float) -> int:
         print("weft: an agent is already running in this network namespace", file=sys.stderr)
         return 3
     except (WeftError, OSError) as error:
-        print(f"weft: {error}", file=sys.stderr)
+        print(f"weft: {error.message if isinstance(error, WeftError) else error}", file=sys.stderr)
         if isinstance(error, WeftError) and error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return 1

@@ -13,9 +13,11 @@ def main() -> None:
     """The entry point of ``bin/weft`` and of an installed weft; never returns."""
     try:
         _run()
-    except ModuleNotFoundError as error:  # of an extra: the agent and the driver for Docker need aiohttp
+    except LibraryMissing as error:
+        missing = error
+    except ModuleNotFoundError as error:  # of an extra: the driver for Docker needs aiohttp
         missing = LibraryMissing((error.name or str(error)).partition(".")[0], f"weft {' '.join(sys.argv[1:2])}")
-        sys.exit(f"weft: {missing.message}\nhint: {missing.hint}")
+    sys.exit(f"weft: {missing.message}\nhint: {missing.hint}")
 
 
 def _run() -> None:

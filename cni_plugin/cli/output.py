@@ -28,7 +28,8 @@ def has_colours(stream: TextIO) -> bool:
 def say(line: str = "", *, colour: str = "", bold: bool = False) -> None:
     """Print one line, on a terminal in a colour."""
     text = printable(line)
-    click.echo(click.style(text, fg=colour or None, bold=bold or None) if has_colours(sys.stdout) else text)
+    styled = (colour or bold) and has_colours(sys.stdout)
+    click.echo(click.style(text, fg=colour or None, bold=bold or None) if styled else text)
 
 
 def complain(line: str, *, colour: str = "yellow") -> None:

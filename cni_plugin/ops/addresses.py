@@ -294,7 +294,8 @@ class Setting(Operation):
         there = namespace_of(machine, self.side, self.key).sysctl(self.key)
         if same_setting(there, self.value) or (there is None and self.optional):
             return None
-        return f"{self.key} is {there} instead of {self.value} in the {self.side}"
+        found = "missing" if there is None else f"{there} instead of {self.value}"
+        return f"{self.key} is {found} in the {self.side}"
 
     def adapt(self, earlier: Operation) -> Operation:
         if isinstance(earlier, Setting) and (earlier.side, earlier.key) == (self.side, self.key):

@@ -66,7 +66,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     # The wheel does not contain weft's dependencies: those of the checkout are used, without the extras'.
     libraries = place / "libraries"
     libraries.mkdir()
-    for name in ("click", "netaddr", "pyroute2"):
+    for name in ("click", "netaddr", "pyroute2", "yaml"):
         (libraries / name).symlink_to(Path(sysconfig.get_path("purelib"), name))
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(f"{libraries}\n")

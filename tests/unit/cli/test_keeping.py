@@ -91,6 +91,12 @@ def test_doctor_finds_dead_and_incomplete_attachments(blue) -> None:
     assert blue("doctor").code == 0
 
 
+def test_the_setting_of_a_link_that_is_gone_is_missing(blue) -> None:
+    blue.kernel.open("/run/netns/c2").delete_link("eth0")
+    text = blue("check").out
+    assert "net/ipv4/conf/eth0/arp_notify is missing in the container" in text and "None" not in text
+
+
 def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     blue.kernel.rules.remove()
     blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")

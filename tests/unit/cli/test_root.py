@@ -154,6 +154,12 @@ def test_ages(seconds, text) -> None:
     assert output.age(seconds) == text
 
 
+def test_a_line_without_a_colour_has_no_escapes(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(output, "has_colours", lambda stream: True)
+    output.say("left /etc/weft")
+    assert capsys.readouterr().out == "left /etc/weft\n"
+
+
 def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a file, under NO_COLOR and on a terminal without colours the output is the same plain text."""
 
