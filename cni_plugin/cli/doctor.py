@@ -34,11 +34,11 @@ from weft.remedies import Command, NoCommand
 def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
     """Check this host and report problems, each with the command that fixes it or why there is none.
 
-    Tests the kernel's features in an empty network namespace, says which drivers can be used, then looks for leftovers, incomplete
-    attachments, differences from what was set up, conflicts between networks, keys that nothing reads,
-    and what will fail later: full disks, certificates that expire, a clock that was set back. Changes
-    nothing without --repair. Exits with 1 if there are problems; a missing kernel feature is one only if
-    a network needs it, and advice is none.
+    Tests the kernel's features in an empty network namespace, says which drivers can be used, then looks
+    for leftovers, incomplete attachments, differences from what was set up, conflicts between networks,
+    keys that nothing reads, and what will fail later: full disks, certificates that expire, a clock that
+    was set back. Changes nothing without --repair. Exits with 1 if there are problems; a missing
+    kernel feature is one only if a network needs it, and advice is none.
 
     \b
     Example:

@@ -58,6 +58,8 @@ SETTINGS = {
     "ptp": {"type": "weft", "driver": "ptp"},
     "ptp-dns": {"type": "weft", "driver": "ptp", "hostAccess": "dns", "internal": True},
 }
+LONG = ("vlan", "plain-vlan", "plain-trunk")
+"""Settings that take minutes where a VM has no KVM."""
 OTHER_VLANS: dict[str, Any] = {"vlan": 8, "vlanTrunk": [{"minID": 2, "maxID": 6}, {"minID": 10, "maxID": 4094}]}
 
 
@@ -213,7 +215,9 @@ def number_of(data: bytes, sent: dict[int, tuple[str, bytes]]) -> int:
     return next((number for number, (_, made) in sent.items() if made.startswith(data[:60])), -1)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(one, marks=pytest.mark.long) if one in LONG else one for one in SETTINGS]
+)
 def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> None:
     keys = SETTINGS[setting]
     if vlans(keys) and not filters():
