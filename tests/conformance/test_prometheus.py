@@ -13,5 +13,5 @@ CONF = ROOT / "conf/prometheus"
 
 def test_rules_and_configuration_are_valid() -> None:
     tool = str(unpack("prometheus") / "usr/bin/promtool")
-    assert "8 rules found" in run(tool, "check", "rules", str(CONF / "weft.rules.yml")).stdout
+    assert "10 rules found" in run(tool, "check", "rules", str(CONF / "weft.rules.yml")).stdout
     run(tool, "check", "config", str(CONF / "prometheus.yml"))

@@ -102,9 +102,11 @@ def test_prometheus_reads_them(host: Host, cni: Cni, prometheus: Path, agent: No
         assert [one["value"][1] for one in query('weft_call_seconds_count{command="add"}')] == ["2"]
         [fill] = query('weft_pool_used_addresses{network="measured"} / weft_pool_addresses')
         assert 0 < float(fill["value"][1]) < 0.1
+        [sent] = query('weft_network_packets_total{network="measured",direction="sent"}')
+        assert int(sent["value"][1]) > 0  # neighbour discovery of the container
         assert query("weft_conntrack_limit") and query('weft_daemon_starts_total{daemon="agent"}')
         rules = json.loads(get(9090, "/api/v1/rules"))["data"]["groups"][0]["rules"]
-        assert {one["health"] for one in rules} <= {"ok", "unknown"} and len(rules) >= 8
+        assert {one["health"] for one in rules} <= {"ok", "unknown"} and len(rules) >= 10
     finally:
         (folder / "measured.conflist").unlink()
 

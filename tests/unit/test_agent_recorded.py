@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cni_plugin.agent import recorded
-from cni_plugin.agent.host_metrics import HostMetrics
+from cni_plugin.agent.host_metrics import HostMetrics, Traffic
 from cni_plugin.agent.recorded import Configured
 from cni_plugin.networks import conflists, leases
 from cni_plugin.service.records import Records
@@ -135,3 +135,17 @@ def test_metrics_of_what_is_attached_and_leased(
     read: list[str] = []
     monkeypatch.setattr(Records, "read_digest", lambda self, digest: read.append(digest))
     assert metrics._read()[0] == attached and not read
+
+
+def test_traffic_is_added_up_over_the_ends_of_links() -> None:
+    traffic, networks = Traffic(), {"v1": "blue", "v2": "blue", "v3": "green"}
+    traffic.add(networks, {"v1": (100, 1, 50, 1), "v2": (10, 1, 0, 0), "eth0": (9, 9, 9, 9)})
+    traffic.add(networks, {"v1": (150, 2, 50, 1), "v3": (7, 1, 0, 0)})
+    traffic.add(networks, {"v1": (20, 1, 5, 1), "v3": (7, 1, 0, 0)})  # another link of that name
+    assert dict(traffic.bytes) == {
+        ("blue", "sent"): 180,
+        ("blue", "received"): 55,
+        ("green", "sent"): 7,
+        ("green", "received"): 0,
+    }
+    assert traffic.packets["blue", "sent"] == 4

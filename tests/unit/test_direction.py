@@ -363,6 +363,7 @@ DEFERRED: dict[str, dict[str, str]] = {
     },
     # only verification after a foreign change, and other namespaces
     "weft.kernel.nft.ruleset": {
+        "weft.kernel.nft.drops": "0.2 ms",
         "threading": "1.0 ms",
         "weft.kernel.nft.listing": "1.7 ms",
         "weft.kernel.nft.once": "0.3 ms",

@@ -790,6 +790,12 @@ class Ruleset(Protocol):
         *Equivalent to:* ``nft list set inet weft NAME``.
         """
 
+    def drops(self) -> Mapping[tuple[str, str, str], int]:
+        """How many packets rules have dropped, by table, chain and comment, since the table was installed.
+
+        *Equivalent to:* ``nft list ruleset | grep "counter packets"``, of tables whose names begin with ``weft``.
+        """
+
     def collections(self) -> tuple[str, ...]:
         """The names of the table's sets and maps, () if the table does not exist."""
 

@@ -76,13 +76,16 @@ def _padded(name: str) -> str:
 
 
 class Rule(NamedTuple):
-    """One rule as nft reads it, and the reason for it, which becomes its comment."""
+    """One rule as nft reads it, and the reason for it, which becomes its comment. One that drops counts
+    what it drops: other packets do not come to the counter.
+    """
 
     text: str
     why: str
 
     def lines(self, comments: bool) -> Iterable[str]:
-        yield f'{self.text} comment "{self.why}"' if comments else self.text
+        text = f"{self.text.removesuffix('drop')}counter drop" if self.text.endswith("drop") else self.text
+        yield f'{text} comment "{self.why}"' if comments else text
 
 
 class Set(NamedTuple):

@@ -94,7 +94,7 @@ def test_replaced_rule_is_detected(host: Host, nft: Nft) -> None:
     handle = next(line for line in listed.splitlines() if "saddr" in line).rpartition(" ")[2]
     rule = f"inet weft raw_prerouting handle {handle} iifname != lo ip saddr 127.0.0.0/8 accept"
     nft_program(host, f"replace rule {rule}")
-    assert "lacks “ip saddr 127.0.0.0/8 drop comment" in (nft.lacks(TABLES) or "")
+    assert "lacks “ip saddr 127.0.0.0/8 counter drop comment" in (nft.lacks(TABLES) or "")
 
 
 def with_priority(name: str, priority: str) -> Tables:

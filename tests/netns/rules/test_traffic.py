@@ -175,6 +175,10 @@ def test_source_127_from_outside_is_dropped(site: Site) -> None:
 
     send()
     assert server.clients == []
+    dropped = ("inet weft", "raw_prerouting", "a loopback source never arrives on a link")
+    found = site.nft.drops()
+    assert {key: number for key, number in found.items() if key[1] == "raw_prerouting"} == {dropped: found[dropped]}
+    assert found[dropped] >= 1 and site.nft.lacks(TABLES) is None  # what is counted is no difference
     site.host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     send()
     until(lambda: server.clients == ["127.0.0.9"], what="a datagram from 127.0.0.9")

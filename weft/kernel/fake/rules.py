@@ -110,6 +110,9 @@ class FakeRuleset(CallLog):
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         return tuple((element, 0) for element in self.elements(collection))
 
+    def drops(self) -> dict[tuple[str, str, str], int]:
+        return {}
+
     def collections(self) -> tuple[str, ...]:
         self.called("collections")
         return tuple(self._held)

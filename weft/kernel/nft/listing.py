@@ -15,6 +15,7 @@ from weft.kernel.schema import Table
 
 _BLOCK = re.compile(r"^\s*(set|map|chain)\s+(\S+)\s*\{(.*)$")
 _COMMENT = re.compile(r'^((?:[^"#]|"[^"]*")*)#.*$')
+_COUNTED = re.compile(r"\bcounter packets [0-9]+ bytes [0-9]+")
 _ELEMENTS = re.compile(r'\belements = \{((?:[^}"]+|"[^"]*")*)\}')
 
 
@@ -30,15 +31,15 @@ class Block:
 def blocks(text: str) -> tuple[Block, ...]:
     """The sets, maps and chains of a table, and the table's own lines as a block of kind ``table``.
 
-    Comments go (newer versions count elements in one; those of sets stay what they were when the
-    set was made) and so do elements, which a terse listing leaves out anyway. A block's braces are
-    on its first and its last line.
+    What rules have counted goes, and so do comments (newer versions count elements in one; those of
+    sets stay what they were when the set was made) and elements, which a terse listing leaves out
+    anyway. A block's braces are on its first and its last line.
     """
     found: list[Block] = []
     table: list[str] = []
     current: tuple[str, str, list[str]] | None = None
     for line in _ELEMENTS.sub("", text).splitlines():
-        clean = _COMMENT.sub(r"\1", line).strip()
+        clean = _COUNTED.sub("counter", _COMMENT.sub(r"\1", line)).strip()
         if clean.startswith('comment "'):
             continue
         opened = _BLOCK.match(clean) if current is None else None

@@ -314,6 +314,12 @@ class Nft:
         entries = self.ask(lambda nft_socket: dump(nft_socket, shape))
         return tuple((marked(entry, shape), entry.exceeded) for entry in entries)
 
+    def drops(self) -> dict[tuple[str, str, str], int]:
+        """See ``kernel.Ruleset``."""
+        from weft.kernel.nft.drops import drops  # for metrics only
+
+        return self.ask(drops)
+
     def collections(self) -> tuple[str, ...]:
         """The names of the sets and maps, () where the tables are missing."""
         return tuple(self._declared())

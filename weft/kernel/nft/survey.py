@@ -11,7 +11,7 @@ from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 from dataclasses import dataclass
 
 from weft.errors import Missing
-from weft.kernel.netlink.attributes import Attributes, string
+from weft.kernel.netlink.attributes import Attributes, parse, parse_list, string
 from weft.kernel.netlink.constants import (
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETRULE,
@@ -28,6 +28,7 @@ from weft.kernel.netlink.constants import (
     NFTA_CHAIN_POLICY,
     NFTA_CHAIN_TABLE,
     NFTA_CHAIN_TYPE,
+    NFTA_EXPR_NAME,
     NFTA_RULE_CHAIN,
     NFTA_RULE_EXPRESSIONS,
     NFTA_RULE_TABLE,
@@ -48,6 +49,8 @@ from weft.kernel.nft.lookup import LENGTHS
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.schema import Shape
 
+COUNTER = b"counter\0"
+"""The name of an expression that counts packets."""
 # The attributes that define an object, of all that the kernel lists.
 _CHAIN_DEFINITION = (NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_CHAIN_FLAGS)
 _RULE_DEFINITION = (NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA)
@@ -185,9 +188,18 @@ def _table(nft_socket: NftSocket, table: str) -> _Table | None:
     for found in nft_socket.get_all(NFT_MSG_GETRULE, family, string(NFTA_RULE_TABLE, plain)):
         chain = found[NFTA_RULE_CHAIN]
         if found[NFTA_RULE_TABLE] == name and chain in chains:
-            chains[chain].append(_definition(found, _RULE_DEFINITION))
+            chains[chain].append(_rule_definition(found))
             comments[chain] = comments.get(chain, b"") + found.get(NFTA_RULE_USERDATA, b"")
     return there.get(NFTA_TABLE_FLAGS, b""), chains, hooked, _sets(nft_socket, table), comments
+
+
+def _rule_definition(found: Attributes) -> bytes:
+    """A rule's, without its counter, whose value changes."""
+    expressions = found.get(NFTA_RULE_EXPRESSIONS, b"")
+    if COUNTER in expressions:
+        kept = (one for one in parse_list(expressions) if parse(one).get(NFTA_EXPR_NAME) != COUNTER)
+        found = {**found, NFTA_RULE_EXPRESSIONS: b"".join(kept)}
+    return _definition(found, _RULE_DEFINITION)
 
 
 def _definition(found: Attributes, kinds: tuple[int, ...]) -> bytes:
