@@ -44,8 +44,8 @@ class DaemonSocket:
                     os.close(self._lock)
                     raise AlreadyRunning from None
             time.sleep(0.02)
-        os.truncate(self._lock, 0)
-        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        self.predecessor = predecessor(self._lock)
+        """The process that had the place before and was killed, 0 for none."""
         self.listen()
 
     def listen(self) -> None:
@@ -62,6 +62,7 @@ class DaemonSocket:
         """Unlink the socket, unless it was replaced, and stop listening. Keeps the lock."""
         if self.is_reachable:
             os.unlink(self.path)
+        os.truncate(self._lock, 0)
         self._own = None
         self.listener.close()
 
@@ -73,6 +74,16 @@ class DaemonSocket:
                 return connection
             connection.close()
         return None
+
+
+def predecessor(lock: int) -> int:
+    """Note this process in the lock file that it holds; the one that is noted there, which has not ended by
+    itself, 0 for none.
+    """
+    before = os.pread(lock, 16, 0).strip()
+    os.truncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    return int(before) if before.isdigit() else 0
 
 
 def bind(path: str, backlog: int) -> socket.socket:

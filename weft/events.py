@@ -124,6 +124,11 @@ def sentence(fields: Mapping[str, object]) -> str:
     return f"{subject}: {', '.join([*said, *by])}" if said or by else subject
 
 
+def after_kill(daemon: str, process: int) -> dict[str, Value]:
+    """The fields of a takeover: this process is the daemon now, after one that was killed."""
+    return {"what": daemon, "from": f"process {process}", "by": f"process {os.getpid()}", "why": "it was killed"}
+
+
 def asker(process: int) -> str:
     """Who has started a call's process: ``podman[4711]``; for 0 this process, "" where that is gone."""
     if not process:

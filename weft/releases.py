@@ -16,7 +16,7 @@ import select
 import time
 
 import weft
-from weft import __version__, files, proc_stat
+from weft import __version__, events, files, proc_stat
 from weft.errors import StateDamaged
 from weft.version import newer
 
@@ -38,7 +38,12 @@ def supersede(folder: str) -> None:
             return
     except (OSError, ValueError):
         pass
-    _wait_for(_others())
+    others, begun = _others(), time.monotonic()
+    _wait_for(others)
+    if others:
+        fields: dict[str, events.Value] = {"what": "release", "from": f"process {', '.join(map(str, others))}"}
+        fields |= {"by": f"process {os.getpid()}", "why": f"release {__version__} is newer"}
+        events.record(folder, "takeover", fields | {"ms": round(1000 * (time.monotonic() - begun), 1)})
     with contextlib.suppress(StateDamaged):  # two that write at once write the same
         files.make_directory(folder, "its state")
         files.write(path, __version__.encode(), "the release")

@@ -170,7 +170,9 @@ class Attachments:
                 continue
             for sentence in (*now.refused, *now.unserved):
                 if sentence not in (*before.refused, *before.unserved):
-                    log.warning("%s/%s on %s: %s", one.container, one.interface, one.network, sentence)
+                    fields = {"network": one.network, "container": one.container, "interface": one.interface}
+                    said = {"event": "refusal", "fields": {**fields, "error": sentence}}
+                    log.warning("%s/%s on %s: %s", one.container, one.interface, one.network, sentence, extra=said)
             with contextlib.suppress(StateDamaged):
                 remarks.write(self._run, owner, now)
                 self._remarked[owner] = now

@@ -19,7 +19,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import catalog_file, dns_front, dns_worker, event_log, limits, lookup_worker, uplink
+from cni_plugin.agent import (
+    catalog_file,
+    dns_front,
+    dns_worker,
+    event_log,
+    limits,
+    lookup_worker,
+    service_metrics,
+    uplink,
+)
 from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
@@ -146,6 +155,9 @@ class Agent:
         try:
             parts = await self._start_parts(store)
             self._report(parts)
+            took = round(1000 * (time.time() - self._started), 1)
+            fields = {"message": f"serves, process {os.getpid()}", "source": "agent", "level": "INFO", "ms": took}
+            log.info("started in %.1f s", took / 1000, extra={"event": "log", "fields": fields})
             self._serve_socket(parts, store)
             _notify("READY=1")
             await self._ended.wait()
@@ -174,6 +186,7 @@ class Agent:
     async def _start_parts(self, store: Store) -> Parts:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         limits.export(metrics)
+        service_metrics.export(metrics, catalog)
         uplink.export(metrics)
         HostMetrics(metrics, self._folder, os.stat("/proc/self/ns/net").st_ino)
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
@@ -369,7 +382,9 @@ class Agent:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             if not self._place.is_reachable:
-                log.info("the socket was unlinked or replaced by another agent, stopping")
+                why = "the socket was unlinked or replaced by another agent"
+                fields = {"what": "agent", "from": f"process {os.getpid()}", "why": why}
+                log.info("%s, stopping", why, extra={"event": "takeover", "fields": fields})
                 self._ended.set()
             if why := store.lost:
                 log.error("%s; starting again", why)
@@ -564,6 +579,8 @@ def _serve_confined(settings: Settings, spawner: Spawner, echo: dict[int, socket
     files.make_directory(folder, "the agent's state")
     place = DaemonSocket(folder, "agent")
     event_log.start(folder)
+    if place.predecessor:
+        events.record(folder, "takeover", events.after_kill("agent", place.predecessor))
     agent = Agent(settings, place, spawner, echo, idle=idle)
     while asyncio.run(agent.run()):
         place.listen()  # close() has kept the lock

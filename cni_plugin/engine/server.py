@@ -305,6 +305,8 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
 
     started = {"source": "engine", "level": "INFO", "message": f"started, process {os.getpid()}"}
     events.record(listener.folder(), "engine", started)
+    if endpoint.predecessor:
+        events.record(listener.folder(), "takeover", events.after_kill("engine", endpoint.predecessor))
     group.fork_helpers(process_count() - 1, run_helper)
     run()
     return 0

@@ -245,9 +245,9 @@ def _is_valid(lease: LeaseFile, valid: frozenset[tuple[str, str]]) -> bool:
     return not owner.interface and any(container == owner.container for container, _ in valid)
 
 
-def make_room(context: ServiceContext, pool: Pool, attachment: Attachment) -> bool:
+def make_room(context: ServiceContext, pool: Pool, attachment: Attachment) -> list[str]:
     """For an ADD that got no address: remove the network's attachments whose namespace is gone, and
-    free the leases that nothing holds; whether there were any. Raises StateDamaged.
+    free the leases that nothing holds; what that was. Raises StateDamaged.
 
     ``attachment`` is the one being added. Those that are locked by another call are skipped.
     """
@@ -261,4 +261,4 @@ def make_room(context: ServiceContext, pool: Pool, attachment: Attachment) -> bo
     ]
     if freed:
         stderr.write(f"weft: freed on {pool.network}, whose containers are gone: {', '.join(freed)}\n")
-    return bool(freed)
+    return freed

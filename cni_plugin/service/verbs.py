@@ -171,8 +171,10 @@ class Service(ServiceContext):
                 raise
             from cni_plugin.service.gc import make_room
 
-            if not make_room(self, lease.pool, attachment):
+            started = time.monotonic()
+            if not (freed := make_room(self, lease.pool, attachment)):
                 raise
+            self._record_takeover(attachment, ", ".join(freed), "their containers are gone", started)
         return attempt.reserve(lease)
 
     def delete(self, request: Request) -> None:
@@ -321,8 +323,25 @@ class Service(ServiceContext):
                     f"{attached} in network namespace {record.namespace.path}",
                     hint="DEL it there first, or use another container id",
                 )
+        started = time.monotonic()
         raise_all(self.undo(record))
         self.records.remove(attachment)
+        what = ", ".join(str(ip.address.ip) for ip in record.result.ips) or record.phase.value
+        why = "its namespace is gone" if record.phase is Phase.ATTACHED else "an earlier call did not end"
+        self._record_takeover(attachment, f"{what} of {record.namespace.path or 'no namespace'}", why, started)
+
+    def _record_takeover(self, attachment: Attachment, before: str, why: str, started: float) -> None:
+        """An ADD has taken what another attachment, or an earlier call, had."""
+        fields: dict[str, events.Value] = {
+            "network": attachment.network,
+            "container": attachment.container,
+            "interface": attachment.interface,
+            "from": before,
+            "why": why,
+            "ms": round((time.monotonic() - started) * 1000, 1),
+            "by": events.asker(self.caller),
+        }
+        events.record(self.host.run, "takeover", {"what": "addresses", **fields})
 
     def _is_in_effect(self, record: Record) -> bool:
         """Whether the links that the record's operations create exist, or its lease where it creates

@@ -40,6 +40,7 @@ from discovery.api.monitor_endpoint import MonitorEndpoint
 from discovery.api.openapi import describe
 from discovery.api.query_endpoint import QueryEndpoint
 from discovery.api.query_options import check_place
+from discovery.api.refusals import Refusals
 from discovery.api.router import TEXT, HttpResponse, Route, Router, endpoint, routes_of
 from discovery.api.schemas import ANY_OBJECT
 from discovery.api.session_endpoint import SessionEndpoint
@@ -135,6 +136,7 @@ class ApiServer:
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, *own_hosts(node, settings.domains))}
         self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
+        self._refusals = Refusals()
         self._front = new_front(settings, metrics)
         self._callers: Callers | None = None
         self._listening: Listening | None = None
@@ -228,6 +230,7 @@ class ApiServer:
             close = problem.close
             answer = HttpResponse(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
         except PermissionDenied as error:
+            self._refusals.note(connection, f"{message.method} {path}", str(error), started)
             answer = HttpResponse(str(error).encode("utf-8", "replace"), 403, TEXT)
         except BadField as error:
             answer = HttpResponse(str(error).encode("utf-8", "replace"), 400, TEXT)

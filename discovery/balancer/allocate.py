@@ -166,7 +166,8 @@ class Allocator:
             if not any(address.version == version for address in held):
                 await self._claim_any(name, version)
         if name in self.errors and self.errors[name] != errors:
-            log.warning("service %s: %s", name, self.errors[name])
+            fields = {"service": name, "error": self.errors[name]}
+            log.warning("service %s: %s", name, self.errors[name], extra={"event": "refusal", "fields": fields})
 
     async def _claim_requested(self, name: str, address: Address) -> None:
         networks = await asyncio.to_thread(self._occupied)
@@ -217,7 +218,10 @@ class Allocator:
                     for one in self._catalog.virtual_addresses(name):
                         key = layout.store_key(one)
                         await self._store.transact([Compare(key, "create", one.create_index)], [Delete(key)])
-                        log.info("released %s of service %s", one.address, name)
+                        why = f"the service had no instance for {self._config.keep:g} s"
+                        fields = {"service": name, "addresses": one.address, "why": why}
+                        said = {"event": "released", "fields": fields}
+                        log.info("released %s of service %s", one.address, name, extra=said)
                     del self._unused_since[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 from cni_plugin.cli import agents
@@ -54,5 +55,30 @@ def test_calls_repairs_and_health_are_events(host: Host, cni: Cni) -> None:
         until(lambda: [one["status"] for one in told("--filter", "event=health")][-1:] == ["critical"], 60.0, "health")
         assert "HTTP API" in weft("logs").stdout
         assert agents.running() is not None
+
+        denied = ("setpriv", "--reuid=65534", "--clear-groups", "curl", "-sS", "-X", "PUT")
+        host.run(*denied, "http://127.0.0.1:8500/v1/agent/leave")
+        [refused] = told("--filter", "event=refusal")
+        assert (refused["by"], refused["what"]) == ("uid 65534", "PUT /v1/agent/leave") and "ms" in refused
+        running = agents.running()
+        assert running is not None
+        killed = running.process
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: agents.running() is None, 60.0, "the end of the agent")
+        weft("up")
+        [taken] = told("--filter", "event=takeover", "--filter", "what=agent")
+        assert (taken["from"], taken["why"]) == (f"process {killed}", "it was killed")
     finally:
         weft("down", "--services")
+
+
+def test_an_address_that_is_taken_over_is_an_event(host: Host, cni: Cni) -> None:
+    conf = {**bridge(pool(SUBNET)), "isGateway": True}
+    first = cni.add(conf, host.container("first"), container="c1")
+    host.remove_container("first")
+    second = host.container("second")
+    cni.add(conf, second, container="c1")
+    [taken] = told("--filter", "event=takeover", "--filter", "what=addresses", "--filter", "container=c1")
+    assert str(taken["from"]).startswith(str(first["ips"][0]["address"]).partition("/")[0])
+    assert taken["why"] == "its namespace is gone" and "[" in str(taken["by"]) and "ms" in taken
+    cni.delete(conf, second, container="c1")

@@ -164,3 +164,20 @@ def test_a_daemon_killed_before_renaming_its_socket_leaves_no_socket(
         assert not [name for name in present(tmp_path) if name.endswith(".new")]
         there.close()
         there.listener.close()
+
+
+def test_a_daemon_knows_whether_the_one_before_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_listener, "folder", lambda: str(tmp_path / "engine"))
+    for make in (lambda: DaemonSocket(str(tmp_path), "daemon"), engine_listener.EngineSocket):
+        process = os.fork()
+        if not process:
+            make()
+            os._exit(0)
+        os.waitpid(process, 0)
+        for expected in (process, 0):
+            there = make()
+            assert there.predecessor == expected
+            there.close()
+            there.listener.close()
+            if isinstance(there, DaemonSocket):
+                os.close(there._lock)
