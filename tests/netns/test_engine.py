@@ -311,11 +311,11 @@ def test_helpers_of_a_killed_engine_clean_up(host: Host, engine: Engine, cni: Cn
     helpers = engines.helpers(engine.process.pid)
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
     running = [start(cni, "ADD", *call) for call in calls]
-    until(lambda: any((engine.folder / "attachments").glob("*.json")), what="an ADD")
+    until(lambda: any((engine.folder / "attachments").glob("*.json")), 60.0, "an ADD")
     engine.kill()
     outcomes = [process.communicate(timeout=60) for process in running]
     assert {json.loads(out).get("code", 0) for out, _ in outcomes} <= {0, 11}, outcomes
-    until(lambda: not any(Path(f"/proc/{helper}").exists() for helper in helpers))
+    until(lambda: not any(Path(f"/proc/{helper}").exists() for helper in helpers), 60.0, "the end of the helpers")
     another = Engine()
     try:
         for call in calls:
