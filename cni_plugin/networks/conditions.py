@@ -155,7 +155,8 @@ def of_bridge_netfilter(context: ServiceContext) -> Iterator[Finding]:
         return
     settings = " ".join(f"{key.replace('/', '.')}=0" for key in on)
     yield Finding(
-        f"{' and '.join(on)} is 1: every packet between two containers of a network passes the rules of IP, which takes"
+        f"{' and '.join(on)} {'are' if len(on) > 1 else 'is'} 1:"
+        " every packet between two containers of a network passes the rules of IP, which takes"
         " a fifth of a round trip, and neither Docker nor Kubernetes is here, which need it",
         Command(f"sysctl -w {settings}"),
         advice=True,

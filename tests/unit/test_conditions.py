@@ -121,6 +121,9 @@ def test_bridge_netfilter_where_nothing_needs_it(service: Service, monkeypatch: 
     service.kernel.host.set_sysctl(key, "1")
     [found] = conditions.of_bridge_netfilter(service)
     assert found.advice and found.remedy == Command("sysctl -w net.bridge.bridge-nf-call-iptables=0")
+    service.kernel.host.set_sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
+    [both] = conditions.of_bridge_netfilter(service)
+    assert "bridge-nf-call-iptables and net/bridge/bridge-nf-call-ip6tables are 1: every packet" in both.what
     monkeypatch.setattr(conditions, "USERS_OF_BRIDGE_NETFILTER", ("/",))
     assert list(conditions.of_bridge_netfilter(service)) == []
 
