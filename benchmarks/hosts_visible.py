@@ -19,7 +19,6 @@ from lab import namespaces
 from lab.dns import question
 from lab.etcd import Cluster
 from lab.hosts import Machine, Machines
-from lab.waiting import until
 
 _TIMEOUT = 60.0
 _SETTLE = 0.3
@@ -56,7 +55,7 @@ def _poll(condition: Callable[[], bool]) -> float:
 def services(hosts: Machines, rounds: int) -> dict[str, list[float]]:
     """From the response to a registration on host 2 until host 1 answers with it."""
     there, here = _on(hosts[2]), _on(hosts[1])
-    address, client = hosts[2].attach("blue", "server"), hosts[1].inside("client1")
+    address, client = hosts[2].attach("blue", "server"), hosts[1].inside("blue1")
     found: dict[str, list[float]] = {"in DNS": [], "in HTTP": [], "at its virtual IP": []}
     with _listener(hosts[2], "server"):
         for number in range(rounds):
@@ -77,37 +76,43 @@ def services(hosts: Machines, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def containers(hosts: Machines, rounds: int) -> list[float]:
-    """From the result of an ADD on host 2 until containers on hosts 1 and 3 get an answer of the new one."""
+def containers(hosts: Machines, rounds: int, network: str, static: str = "") -> list[float]:
+    """From the result of an ADD on host 2 until containers on hosts 1 and 3 get an answer of the new one.
+
+    ``static``: with an address of its own in each round, whose last number follows this text.
+    """
     times = []
     for number in range(rounds):
         container = f"new{number}"
-        address = hosts[2].add("blue", container)
+        address = hosts[2].add(network, container, f"IP={static}{number + 1}" if static else "")
         added = time.perf_counter()
         reached = (
-            _poll(lambda one=one, address=address: _answers(hosts[one].inside(f"client{one}"), address, (111,)))  # type: ignore[misc]
+            _poll(lambda one=one, address=address: _answers(hosts[one].inside(f"{network}{one}"), address, (111,)))  # type: ignore[misc]
             for one in (1, 3)
         )
         times.append(1000 * (max(reached) - added))
-        hosts[2].add("blue", container, command="DEL")
+        hosts[2].add(network, container, command="DEL")
         hosts[2].run("ip", "netns", "delete", container)
     return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/hosts", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=50, help="of each kind, up to 250")
     options = parser.parse_args()
     etcd = Cluster(1)
     try:
         hosts = Machines(etcd.bridge, f"10.77.{etcd.number}", etcd.endpoints)
         try:
-            hosts.create("blue", "--subnet", "10.60.0.0/16")
-            for number in (1, 3):
-                hosts[number].attach("blue", f"client{number}")
-            until(lambda: hosts[2].path("/etc/cni/net.d/zz-blue.conflist").exists(), _TIMEOUT, "the network")
+            for network, subnet, more in (("blue", 60, ()), ("flat", 61, ("-o", "mode=l2"))):
+                hosts.create(network, "--subnet", f"10.{subnet}.0.0/16", *more)
+                for number in (1, 3):
+                    hosts[number].attach(network, f"{network}{number}")
             found = services(hosts, options.rounds)
-            found["a container"] = containers(hosts, options.rounds)
+            found["a container"] = containers(hosts, options.rounds, "blue")
+            found["with a static address"] = containers(hosts, options.rounds, "blue", "10.60.240.")
+            found["in mode l2"] = containers(hosts, options.rounds, "flat")
+            found["both"] = containers(hosts, options.rounds, "flat", "10.61.240.")
         finally:
             hosts.close()
     finally:

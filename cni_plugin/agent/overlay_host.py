@@ -65,6 +65,16 @@ class Look:
     leasing: Mapping[str, tuple[Subnet, ...]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a container comes or goes, or claims an address; and when a network's record, this
+    host's address or a key does, and the kernel may differ from what it was.
+    """
+
+    containers: tuple[object, ...] = ()
+    host: tuple[object, ...] = ()
+
+
 class OverlayHost:
     """``node`` is this host's name; ``address`` the configured one of the underlay, "" for the uplink's."""
 
@@ -161,22 +171,20 @@ class OverlayHost:
                     break
         return found
 
-    def stamp(self) -> tuple[object, ...]:
-        """What changes when a container comes or goes, a network's record does, or this host's address."""
-        found: list[object] = []
-        for name in self.folders.joined():
-            with contextlib.suppress(OSError):
-                found.append((name, os.stat(os.path.join(DATA_DIRECTORY, name)).st_mtime_ns))
+    def stamp(self) -> Stamp:
+        """Raises WeftError."""
         with contextlib.closing(LinuxKernel(TABLES)) as kernel:
-            for folder in ("networks", claims.FOLDER):
-                with contextlib.suppress(OSError):
-                    found.append(os.stat(os.path.join(ThisHost.current(kernel).run, folder)).st_mtime_ns)
-            found.append(self._address or str(default_route.address(kernel.host)))
-            if self._at_vlan:
-                found.append(frozenset(_seen(kernel)))
+            run = ThisHost.current(kernel).run
+            address = self._address or str(default_route.address(kernel.host))
+            seen = frozenset(_seen(kernel)) if self._at_vlan else frozenset()
+        joined = self.folders.joined()
+        leased = tuple(_changed(os.path.join(DATA_DIRECTORY, name)) for name in joined)
         # One that must not be used again was removed (weft.esp).
-        found.append(sorted(glob.glob(os.path.join(glob.escape(self.folders.overlay), "*.key"))))
-        return tuple(found)
+        keys = sorted(glob.glob(os.path.join(glob.escape(self.folders.overlay), "*.key")))
+        return Stamp(
+            (*leased, _changed(os.path.join(run, claims.FOLDER))),
+            (*joined, _changed(os.path.join(run, "networks")), address, seen, *keys),
+        )
 
     def join(self, network: Network, own: Json, peers: Json, full: bool) -> list[str]:
         """Write the network's files, set it up, and offer it to runtimes; what differed. Without ``full`` the
@@ -188,12 +196,13 @@ class OverlayHost:
         changed |= _replace(path, text(own))
         content = clustered.conflist(network, self.folders)
         config = conflists.parse(path, content).plugin_config(0, {}, None)
+        found: list[str] = []
         with self._service() as service:
-            found: list[str] = []
             if full or changed:
                 with contextlib.suppress(Missing):  # it is not set up yet
                     found = overlays.reconcile(service, network.name)
-            overlays.set_up(service, json.dumps(config).encode())
+            if full or changed or not service.recorded_shared(network.name):
+                overlays.set_up(service, json.dumps(config).encode())
         clustered.offer(network, self.folders, podman=os.path.isdir(_PODMAN))
         return found
 
@@ -253,6 +262,14 @@ def _seen(kernel: Kernel) -> tuple[Element, ...]:
     with contextlib.suppress(WeftError):
         return kernel.rules.elements(frames.VLAN_MACHINES4)
     return ()
+
+
+def _changed(folder: str) -> int:
+    """When something came into a folder or went, in nanoseconds; 0 if it is missing."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _leased(network: str) -> Iterator[Address]:

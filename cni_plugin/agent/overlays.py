@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,7 +22,7 @@ from cluster.host_files import Host, inner_mtu, network_file, peers_file, vtep
 from cluster.records import Member, Network
 from cluster.view import View
 from cni_plugin.agent.overlay_blocks import OwnBlocks
-from cni_plugin.agent.overlay_host import Look, OverlayHost
+from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlay_recovery import Recovery
 from discovery.metrics import Metrics
 from store import Compacted, Compare, Delete, Put, Store, StoreError
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 PERIOD = 300.0
 """Seconds between two passes without a cause, a fifth more or less."""
 _SETTLE = 0.02
+"""Seconds between two passes at least: the first of several changes is acted on at once, the others together."""
 _FULL = 65535
 _NAMES = f"{records.ROOT}name/"
 _RETRY = 1.0
@@ -65,7 +67,7 @@ class Overlays:
         self._passes = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._full = True
-        self._stamp: tuple[object, ...] = ()
+        self._stamp = Stamp()
         self._known = False  # whether the store or the file has been read
         self._saved = 0
         self._own = OwnBlocks(node, store, self.view, self._wake.set)
@@ -110,7 +112,8 @@ class Overlays:
             return
         stamp = await self._run(self._host.stamp)
         if stamp != self._stamp:
-            self._stamp, self._full = stamp, True
+            self._full = self._full or stamp.host != self._stamp.host
+            self._stamp = stamp
             self._wake.set()
 
     async def passed(self, ready: Callable[[], bool], seconds: float) -> bool:
@@ -153,14 +156,15 @@ class Overlays:
     # Passes
 
     async def _work(self) -> None:
+        passed = 0.0
         while True:
             try:
                 async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
                     await self._wake.wait()
             except TimeoutError:
                 self._full = True
+            await asyncio.sleep(passed + _SETTLE - time.monotonic())
             self._wake.clear()
-            await asyncio.sleep(_SETTLE)
             try:
                 await self._pass()
                 self.problems.pop("", None)
@@ -170,7 +174,7 @@ class Overlays:
                 self.problems[""] = str(error)
             except OSError as error:
                 self.problems[""] = str(error)
-            self._passes += 1
+            self._passes, passed = self._passes + 1, time.monotonic()
             async with self._passed:
                 self._passed.notify_all()
 
@@ -233,11 +237,12 @@ class Overlays:
             problem = problem or "this host has no address for VXLAN packets: set [agent] address in weft.toml"
         blocks = self.view.blocks(network)
         if not problem:
-            problem = await self._join(network, blocks, look, full)
+            problem = await self._join(network, blocks, look, full or network.name in self.problems)
         member = self._member(network, look, problem)
         await self._publish(network, member)
 
         async def withhold(own: tuple[Subnet, ...]) -> frozenset[Address]:
+            self._full = True  # the next pass finds the file as it should be, and the kernel not
             return await self._run(self._host.withhold, network.name, self._files(network, blocks, look, own)[0])
 
         for claim, refused in self._own.answers(network, blocks, look, problem or self.store_problem):

@@ -246,6 +246,29 @@ def test_the_kernel_is_as_the_files_say_after_one_call(write: Callable[..., str]
     assert actual(kernel.host, "br", "vx", (), ()) == {}
 
 
+@pytest.mark.parametrize(
+    ("keys", "versions"),
+    [({}, ()), ({"static": ["10.60.1.0/28"]}, (4,)), ({"mode": "l2"}, (4, 6))],
+    ids=("routed", "static", "l2"),
+)
+def test_a_container_asks_soon_again_for_what_its_host_does_not_know_yet(
+    write: Callable[..., str], tmp_path: Path, keys: Json, versions: tuple[int, ...]
+) -> None:
+    """Not only a second later: that is longer than it takes until its host does."""
+    kernel = FakeKernel()
+    kernel.add("/c1")
+    weft = Weft(kernel, Host(str(tmp_path / "state"), "boot", 0.0))
+    ipam = {"type": "blocks", "file": write(**keys), "dataDir": str(tmp_path / "leases")}
+    weft.add({"cniVersion": "1.1.0", "name": "blue", "type": "weft", "driver": "overlay", "ipam": ipam}, "/c1")
+    for version in (4, 6):
+        interval, *counts = (
+            int(kernel.open("/c1").sysctl(f"net/ipv{version}/neigh/eth0/{key}") or 0)
+            for key in ("retrans_time_ms", "mcast_solicit", "ucast_solicit")
+        )
+        assert interval < 100 if version in versions else interval == 1000
+        assert {interval * one for one in counts} == {3000}, "as long as usual"
+
+
 def test_network_create_leaves_blocks_to_the_cluster() -> None:
     host = FakeKernel().host
     options = CreateOptions(

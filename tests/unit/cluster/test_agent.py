@@ -20,7 +20,7 @@ from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
 from cluster.records import Network
 from cluster.view import View
-from cni_plugin.agent.overlay_host import Look, OverlayHost
+from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
 from store import Put, Store
@@ -42,6 +42,7 @@ class Notes:
     attached: dict[str, int] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
     on_join: Callable[[str], None] = lambda node: None
+    stamped: Stamp = field(default_factory=Stamp)
 
     def __post_init__(self) -> None:
         self.folders = SimpleNamespace(joined=lambda: sorted(self.files))
@@ -51,6 +52,9 @@ class Notes:
         leased = {"small": frozenset(self.leased)}
         made = {name: {one: self.key(one) for one in generations} for name, generations in keys.items()}
         return Look(host, frozenset(self.files), dict(self.attached), leased, dict(self.conflicts), made)
+
+    def stamp(self) -> Stamp:
+        return self.stamped
 
     def key(self, generation: int) -> str:
         return base64.b64encode(bytes([int(self.node[1:]), generation] * 16)).decode()
@@ -118,6 +122,20 @@ async def unread(found: Agents) -> None:
     for one in found.agents.values():
         one._wake.set()
     await until(lambda: all(one._passes > passes[name] for name, one in found.agents.items()), "a pass")
+
+
+async def test_the_kernel_is_compared_when_the_host_has_changed_and_not_for_each_container(tmp_path: Path) -> None:
+    """That takes longer than all else until other hosts know of the container."""
+    store, host = await open_embedded(tmp_path / "catalog.db"), Notes("h1")
+    one = Overlays("h1", store, cast(OverlayHost, host), str(tmp_path), Metrics())
+    one.look = Look(None, frozenset({"small"}))
+    for stamp, full in ((Stamp(("c1",)), False), (Stamp(("c1",), ("eth1",)), True), (Stamp((), ("eth1",)), False)):
+        host.stamped, one._full = stamp, False
+        one._wake.clear()
+        await one.look_again()
+        assert one._wake.is_set() and one._full is full, stamp
+    await one.stop()
+    await store.close()
 
 
 async def test_nobody_leaves_a_network_whose_record_is_invalid(tmp_path: Path) -> None:

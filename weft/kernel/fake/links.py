@@ -77,12 +77,13 @@ CONF = {
         "promote_secondaries": "0", "proxy_arp": "0", "route_localnet": "0", "rp_filter": "0", "send_redirects": "1",
         "accept_redirects": "1", "src_valid_mark": "0", "disable_policy": "0", "accept_source_route": "1",
     },
-    "net/ipv4/neigh": {"proxy_delay": "80"},
+    "net/ipv4/neigh": {"proxy_delay": "80", "retrans_time_ms": "1000", "mcast_solicit": "3", "ucast_solicit": "3"},
     "net/ipv6/conf": {
         "accept_dad": "1", "accept_ra": "1", "accept_redirects": "1", "addr_gen_mode": "0", "autoconf": "1",
         "disable_ipv6": "0", "enhanced_dad": "1", "forwarding": "0", "keep_addr_on_down": "0", "ndisc_notify": "0",
         "proxy_ndp": "0", "use_tempaddr": "0", "dad_transmits": "1", "accept_source_route": "0",
     },
+    "net/ipv6/neigh": {"retrans_time_ms": "1000", "mcast_solicit": "3", "ucast_solicit": "3"},
 }  # fmt: skip
 """The sysctls of each link, with the kernel's defaults."""
 
