@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import random
@@ -17,6 +18,8 @@ from lab.etcd import CONT, KILL, STOP, Cluster
 from lab.hosts import Machine, Machines, processes_within
 
 _ETCD_PORT = 2379
+_LEASE = 30.0
+"""Seconds after which the store forgets a host that is away."""
 Fault = Callable[[], None]
 
 
@@ -40,7 +43,8 @@ class Faults:
             "etcd": (self.kill_member, self.kill_leader, self.stop_member, self.stop_majority, self.compact,
                      self.restore),
             "hosts": (self.kill_agent, self.stop_agent, self.stop_host, self.cut_host, self.lose_watches,
-                      self.compact_unseen, self.readdress, self.vanish),
+                      self.compact_unseen, self.readdress, self.vanish,
+                      *((self.outlive_lease,) if longest > _LEASE else ())),
         }  # fmt: skip
         self._kinds = {one.__name__ for each in kinds.values() for one in each}
         self._threads = [threading.Thread(target=self._run, args=one) for one in kinds.items()]
@@ -151,16 +155,42 @@ class Faults:
         self._stopped(lambda one: processes_within(one.inode))
 
     def _stopped(self, of: Callable[[Machine], list[int]]) -> None:
-        found = [one for one in of(self._host()) if one]
-        try:
-            _signal(found, signal.SIGSTOP)
+        with self._frozen([one for one in of(self._host()) if one]):
             self._wait("hosts")
+
+    @contextlib.contextmanager
+    def _frozen(self, processes: list[int]) -> Iterator[None]:
+        try:
+            _signal(processes, signal.SIGSTOP)
+            yield
         finally:
-            _signal(found, signal.SIGCONT)
+            _signal(processes, signal.SIGCONT)
 
     def cut_host(self) -> None:
         with self._cut(self._host()):
             self._wait("hosts")
+
+    def outlive_lease(self) -> None:
+        """A host is cut off, or all of it stopped, until the store has nothing any more that is bound to its
+        lease, and for a while after that; then it is back, and takes for its own what it had.
+        """
+        one, dice = self._host(), self._dice["hosts"]
+        kind = dice.choice(("cut", "stopped"))
+        end = time.monotonic() + 4 * self._longest  # a new leader counts a lease from its beginning
+        with self._cut(one) if kind == "cut" else self._frozen(processes_within(one.inode)):
+            while self._is_leased(one) and time.monotonic() < end and not self._ended.wait(1.0):
+                pass
+            if not self._is_leased(one):
+                self.done.append(f"{kind} past the lease")
+            self._ended.wait(dice.uniform(0.2, 10.0))
+
+    def _is_leased(self, one: Machine) -> bool:
+        """Whether the store has a key of a host with a lease, or does not answer."""
+        found = self._etcd.ctl("get", "--prefix", "/weft/", "--write-out", "json", check=False)
+        if found.code:
+            return True
+        keys = (base64.b64decode(each["key"]).decode() for each in found.json.get("kvs", ()) if each.get("lease"))
+        return any(one.name in key.split("/") for key in keys)
 
     @contextlib.contextmanager
     def _cut(self, one: Machine) -> Iterator[None]:
