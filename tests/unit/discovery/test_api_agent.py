@@ -235,6 +235,7 @@ def test_names_may_contain_any_printable_character(agent: LabAgent, client: cons
 
 
 def test_metrics(agent: LabAgent, client: consul.Consul) -> None:
+    agent.get("/v1/agent/self")
     text = agent.get("/v1/agent/metrics?format=prometheus").text
     assert "# TYPE weft_http_requests_total counter" in text
     assert 'path="/v1/agent/self",code="200"' in text
