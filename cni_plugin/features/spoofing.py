@@ -118,12 +118,12 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if addresses and not addressed:
         keys.problem("ipspoofchk", "requires ipam: the container's addresses are not known without it")
     bridged = modules.of_request(request).bridged
+    trunk = bridged and "vlanTrunk" in keys
+    native = _untagged(keys) if trunk else ()
+    return Spoofing(bridged, mac, addresses, keys.flag("routerAdvertisements"), trunk, native)
+
+
+def _untagged(keys: Section) -> tuple[int, ...]:
+    """The VLANs whose frames a bridge's port sends without a tag."""
     default = (1,) if keys.flag("preserveDefaultVlan") else ()
-    return Spoofing(
-        bridged,
-        mac,
-        addresses,
-        keys.flag("routerAdvertisements"),
-        bridged and "vlanTrunk" in keys,
-        (keys.integer("vlan", least=0, most=4094) or 1, *default),
-    )
+    return (keys.integer("vlan", least=0, most=4094) or 1, *default)
