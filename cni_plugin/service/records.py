@@ -28,7 +28,11 @@ from weft import files, types
 from weft.errors import StateDamaged
 from weft.identity import attachment_digest, attachment_mark, digest
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised whenever records get a field or an operation: an earlier release, which would take such a record for
+damaged, then refuses it and leaves it as it is.
+"""
+_READABLE = range(1, SCHEMA + 1)
 
 
 class Phase(StrEnum):
@@ -259,10 +263,10 @@ def _read(path: str, kind: type[_AnyRecord], text: bytes = b"") -> _AnyRecord | 
             raise ValueError("wrong checksum")
         head, deferred = without(body, _LONG[kind])
         document = json.loads(head)
-        if document["schema"] != SCHEMA:
+        if document["schema"] not in _READABLE:
             # The record of a newer release is not damaged: it stays as it is.
             raise StateDamaged(
-                f"{path} has schema {document['schema']}, this release reads {SCHEMA}", hint="use the newer weft"
+                f"{path} has schema {document['schema']}, this release reads up to {SCHEMA}", hint="use the newer weft"
             )
         found = codec.decode(document["record"], _kinds())
         if not isinstance(found, kind):

@@ -122,12 +122,17 @@ def vlan_files(host: Host) -> None:
     host.run("sysctl", "-qw", "net.ipv6.conf.vlan7.disable_ipv6=1", "net.ipv6.conf.vlan8.disable_ipv6=1")
     for link in ("vlan7", "vlan8"):
         host.run("ip", "link", "set", link, "up")
+    vlan_documents(Path(overlay.FOLDER))
+
+
+def vlan_documents(folder: Path) -> None:
+    """The documents of these files alone."""
     own = json.loads((ROOT / "conf/overlay/overlay.json").read_text())
     peers = json.loads((ROOT / "conf/overlay/overlay.peers.json").read_text())
     gateway = {"host": "host1", "parent": "vlan7", "range": "10.60.250.0/24", "local": True}
     own |= {"network": "plant", "mode": "l2", "vlanGateway": gateway}
     for name, document in (("plant.json", own), ("plant.peers.json", {**peers, "network": "plant"})):
-        (Path(overlay.FOLDER) / name).write_text(json.dumps(document))
+        (folder / name).write_text(json.dumps(document))
 
 
 def use_tables(host: Host) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
+from cni_plugin import ops
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import Elements
 from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PublishedPort
@@ -18,9 +20,11 @@ from cni_plugin.service import records as records_module
 from cni_plugin.service.records import NetworkRecord, Phase, Record, Records
 from lab.calls import Weft
 from lab.cases import CASES, Case, Conf
+from lab.ground import vlan_documents
 from lab.plugins import ROOT
-from weft import overlay
+from weft import overlay, types
 from weft.errors import StateDamaged
+from weft.kernel import interface as values_module
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.interface import Element, KernelRoute, VethPeer
@@ -47,7 +51,9 @@ def test_every_operation_survives(
     case: Case, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan of every driver is equal after writing and reading it."""
-    monkeypatch.setattr(overlay, "FOLDER", str(ROOT / "conf" / "overlay"))
+    shutil.copytree(ROOT / "conf" / "overlay", tmp_path / "overlay")
+    vlan_documents(tmp_path / "overlay")
+    monkeypatch.setattr(overlay, "FOLDER", str(tmp_path / "overlay"))
     settings = tmp_path / "weft.toml"
     settings.write_text(case.settings)
     monkeypatch.setenv("WEFT_CONFIG", str(settings))
@@ -205,11 +211,38 @@ def test_any_changed_or_missing_byte_is_detected(records: Records) -> None:
 
 def test_a_record_of_a_newer_schema_is_left_unchanged(records: Records) -> None:
     path = Path(records.path(ATTACHMENT))
-    newer = _checked(json.dumps({"schema": 2, "record": {"whatever": 1}}).encode())
+    newer = _checked(json.dumps({"schema": records_module.SCHEMA + 1, "record": {"whatever": 1}}).encode())
     path.write_bytes(newer)
-    with pytest.raises(StateDamaged, match="schema 2"):
+    with pytest.raises(StateDamaged, match=f"schema {records_module.SCHEMA + 1}, this release reads up to"):
         records.read(ATTACHMENT)
     assert path.read_bytes() == newer
+
+
+def test_a_record_of_an_earlier_schema_is_read(records: Records) -> None:
+    path = Path(records.path(ATTACHMENT))
+    records.write(RECORD)
+    body = (
+        path.read_bytes().partition(b"\n")[2].replace(f'"schema": {records_module.SCHEMA},'.encode(), b'"schema": 1,')
+    )
+    path.write_bytes(_checked(body))
+    assert records.read(ATTACHMENT) == RECORD
+
+
+FIELDS = {2: "50324496"}
+"""The checksum of the classes that records may contain, and of their fields, by schema."""
+
+
+def test_other_fields_have_another_schema() -> None:
+    """Otherwise an earlier release takes the records for damaged, renames them, and loses the attachments."""
+    kinds = (getattr(ops, name) for name in sorted(ops.__all__) if name not in ("COMMON", "rare"))
+    values = (one for module in (types, values_module) for one in vars(module).values())
+    found = {
+        one.__name__: [each.name for each in fields(one)]
+        for one in (Record, NetworkRecord, *kinds, *values)
+        if isinstance(one, type) and is_dataclass(one)
+    }
+    checksum = f"{zlib.crc32(json.dumps(found, sort_keys=True).encode()):08x}"
+    assert FIELDS.get(records_module.SCHEMA) == checksum, "raise SCHEMA of records, and add the checksum here"
 
 
 def test_a_write_that_fails_leaves_the_old_record(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
