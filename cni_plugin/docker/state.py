@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 from weft import files
@@ -115,7 +115,8 @@ class Kept:
         make: Callable[..., _Kept] = kind
         try:
             found: dict[str, object] = json.loads(files.read(path, _MOST_BYTES))
-            values = {key: tuple(one) if isinstance(one, list) else one for key, one in found.items()}
+            known = {one.name for one in fields(kind)}  # a newer release may have written others
+            values = {key: tuple(one) if isinstance(one, list) else one for key, one in found.items() if key in known}
             return make(**values)
         except FileNotFoundError:
             return None

@@ -176,6 +176,13 @@ def test_a_damaged_file_is_set_aside(driver: Networks, kept: Kept, tmp_path: Pat
 # Addresses
 
 
+def test_a_file_of_a_newer_release_is_read(driver: Networks, kept: Kept, tmp_path: Path) -> None:
+    created(driver)
+    [path] = tmp_path.glob("kept/networks/*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    assert kept.read(Network, path.stem) is not None and path.exists()
+
+
 def test_addresses_of_a_pool(addresses: Addresses, kept: Kept) -> None:
     pool = pool_of(addresses, "10.5.0.0/29")["PoolID"]
     assert address_of(addresses, pool, "", RequestAddressType="com.docker.network.gateway") == "10.5.0.1/29"
