@@ -32,8 +32,8 @@ from cni_plugin.ops.overlay_rows import changes, desired
 from store import Batch, Entry, Range
 from store.interface import Event
 from weft import overlay
-from weft.kernel.interface import Row
 from weft.kernel.netlink import packed_rows
+from weft.kernel.values import Row
 
 Found = TypeVar("Found")
 SAMPLE, BEHIND = 200, 4

@@ -31,8 +31,8 @@ from lab.host import Host
 from lab.namespaces import inside
 from lab.overlay import Cluster, address
 from weft import identity, overlay
-from weft.kernel.interface import Element
 from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.values import Element
 
 SECONDS, ROUND_TRIPS, PIECE = 1.0, 3000, 1 << 18
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26, 15: 2.14, 20: 2.09, 30: 2.05}

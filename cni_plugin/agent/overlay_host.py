@@ -34,8 +34,9 @@ from weft.claims import Claim
 from weft.errors import Busy, Missing, WeftError
 from weft.kernel import default_route
 from weft.kernel.host import Host as ThisHost
-from weft.kernel.interface import Element, Kernel
+from weft.kernel.interface import Kernel
 from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.values import Element
 from weft.overlay_modes import L2, ContainerPort
 from weft.types import Address, Result, Subnet
 

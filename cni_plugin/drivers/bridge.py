@@ -23,7 +23,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
-from weft.kernel.interface import BridgeVlan
+from weft.kernel.values import BridgeVlan
 from weft.section import Section
 from weft.types import Cidr, Result, ResultInterface, Side
 

@@ -18,7 +18,7 @@ from cni_plugin.plan.traits import Driver, Parent
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
-from weft.kernel.interface import Link
+from weft.kernel.values import Link
 from weft.section import Section, quoted
 from weft.types import ResultInterface, Side
 

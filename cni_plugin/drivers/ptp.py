@@ -20,7 +20,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
-from weft.kernel.interface import KernelRoute
+from weft.kernel.values import KernelRoute
 from weft.section import Section
 from weft.types import ResultAddress, ResultInterface, Route, Side
 

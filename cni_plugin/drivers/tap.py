@@ -14,7 +14,7 @@ from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
-from weft.kernel.interface import Link
+from weft.kernel.values import Link
 from weft.section import Section
 from weft.types import Side
 

@@ -8,9 +8,10 @@ import contextlib
 import fcntl
 import os
 
-from weft.kernel.interface import Link, Namespace, Ruleset
+from weft.kernel.interface import Namespace, Ruleset
 from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
 from weft.kernel.netlink.batch_deletion import BatchDeleter
+from weft.kernel.values import Link
 from weft.types import NamespaceId
 
 _NS_GET_NSTYPE = 0xB703

@@ -18,7 +18,7 @@ from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
-from weft.kernel.interface import Limit
+from weft.kernel.values import Limit
 from weft.section import Section
 from weft.types import ResultInterface, Side
 

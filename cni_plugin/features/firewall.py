@@ -26,7 +26,7 @@ from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section
 
 FEATURE = Feature(Stage.FILTER, plugin="firewall")

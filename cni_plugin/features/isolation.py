@@ -25,7 +25,7 @@ from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
-from weft.kernel.interface import Element, Scalar
+from weft.kernel.values import Element, Scalar
 from weft.section import Section
 from weft.types import Result, Side
 

@@ -23,7 +23,7 @@ from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section
 from weft.types import Address, Side
 

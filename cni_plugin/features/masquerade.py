@@ -17,7 +17,7 @@ from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.request import Request
 from weft import identity
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section
 from weft.types import ResultAddress
 

@@ -37,7 +37,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.identity import dns_name_problem
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section, quoted
 from weft.service_options import MAX_WEIGHT, NETWORK_CHECKS, TTL_CHECK, Algorithm
 from weft.types import Address, Result, Side

@@ -31,7 +31,7 @@ from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
 from weft.identity import link_name_problem
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section, quoted
 from weft.types import Address
 

@@ -22,7 +22,7 @@ from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft.identity import ROUTE_PROTOCOL
-from weft.kernel.interface import KernelRoute, RoutingRule
+from weft.kernel.values import KernelRoute, RoutingRule
 from weft.section import Section
 from weft.types import Address, Cidr, ResultAddress, Route, Side
 

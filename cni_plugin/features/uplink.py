@@ -26,7 +26,7 @@ from cni_plugin.plan.traits import Feature, LinkTrial, Option, Stage, Value
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem, Conflict
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.section import Section
 from weft.types import Side
 from weft.uplink import MOST_WEIGHT, Uplink, rate, rate_text

@@ -22,7 +22,8 @@ from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
 from weft import identity
 from weft.errors import UnknownContainer, WeftError
-from weft.kernel.interface import Element, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Element
 from weft.parallel import shared_out
 from weft.types import NamespaceId, Result
 

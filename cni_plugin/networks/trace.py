@@ -17,12 +17,13 @@ from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Record
 from weft import identity
 from weft.errors import BadOption, UnknownContainer, WeftError
-from weft.kernel.interface import Link, Namespace
+from weft.kernel.interface import Namespace
 from weft.kernel.linux.live import LivePacket
 from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.trace.hops import Place, Way
 from weft.kernel.trace.packet import EPHEMERAL, Packet
 from weft.kernel.trace.walk import Walk
+from weft.kernel.values import Link
 from weft.types import Address
 
 HOST = "host"

@@ -11,7 +11,7 @@ from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.ops.uplink import UplinkClass
 from cni_plugin.service.context import ServiceContext
 from weft.errors import KernelRefused
-from weft.kernel.interface import ClassTraffic
+from weft.kernel.values import ClassTraffic
 from weft.uplink import rate_text
 
 

@@ -13,7 +13,8 @@ from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft import files, identity
 from weft.errors import Busy, Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import KernelRoute, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import KernelRoute
 from weft.types import Cidr, Side
 
 

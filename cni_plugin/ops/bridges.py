@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, KernelLacks, Missing
-from weft.kernel.interface import FdbEntry, Link
+from weft.kernel.values import FdbEntry, Link
 from weft.types import Side
 
 ALL_RESERVED = 0xFFFD

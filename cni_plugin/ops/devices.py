@@ -11,7 +11,8 @@ from cni_plugin.ops.links import has_mark, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft import identity
 from weft.errors import Conflict, Exists, Missing, WeftError
-from weft.kernel.interface import Link, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Link
 from weft.types import Attachment, Side
 
 _LENT = "weft-device"

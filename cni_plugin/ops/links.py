@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, Missing
 from weft.kernel import default_route
-from weft.kernel.interface import Link, VethPeer
+from weft.kernel.interface import VethPeer
+from weft.kernel.values import Link
 from weft.types import Side
 
 _PATIENCE = 2.0  # seconds

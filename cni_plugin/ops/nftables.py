@@ -10,8 +10,8 @@ from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS
 from cni_plugin.dataplane.tables import TABLES, in_use
 from cni_plugin.ops.operation import Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks
-from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape, limit_text
+from weft.kernel.values import Element, Scalar
 
 _EVERY_ADDRESS = {PORTS4_AT: PORTS4, PORTS6_AT: PORTS6}
 _ONE_ADDRESS = {PORTS4: PORTS4_AT, PORTS6: PORTS6_AT}

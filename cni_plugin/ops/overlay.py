@@ -31,7 +31,8 @@ from cni_plugin.ops.overlay_rows import (
 )
 from weft import identity, overlay
 from weft.errors import Busy, Conflict, Exists, Missing, WeftError
-from weft.kernel.interface import Element, Link, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Element, Link
 from weft.overlay import OverlayNetwork, Peer
 from weft.overlay_modes import L2
 from weft.types import Side, Subnet

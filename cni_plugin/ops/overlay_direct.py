@@ -14,7 +14,7 @@ from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Machine
 from cni_plugin.ops.overlay import PeerElements
 from cni_plugin.ops.overlay_rows import segments
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.overlay import OverlayNetwork, Peer
 
 _SETS = {4: packets.DIRECT_PEERS4, 6: packets.DIRECT_PEERS6}

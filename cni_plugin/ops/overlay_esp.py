@@ -14,7 +14,8 @@ from cni_plugin.ops.operation import Machine
 from cni_plugin.ops.overlay import Encryption, peers_of
 from weft import esp, overlay, wireguard
 from weft.errors import Exists, KernelLacks
-from weft.kernel.interface import EspPolicy, EspRow, EspState, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import EspPolicy, EspRow, EspState
 from weft.overlay import OverlayNetwork, Peer
 from weft.wireguard import TunnelKey
 

@@ -14,7 +14,8 @@ from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft import identity
 from weft.errors import Conflict, Exists, Missing
-from weft.kernel.interface import Element, FdbEntry, Link, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Element, FdbEntry, Link
 from weft.overlay import OverlayNetwork
 from weft.overlay_modes import ContainerPort, VlanGateway
 from weft.types import Address, Side

@@ -17,7 +17,8 @@ from cni_plugin.ops.overlay_rows import Rows, put
 from weft import daemons
 from weft.errors import Missing
 from weft.identity import ROUTE_PROTOCOL
-from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour
+from weft.kernel.interface import Namespace
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour
 from weft.overlay import OverlayNetwork, Peer, first_addresses
 from weft.overlay_modes import ContainerPort
 from weft.types import Address, Route

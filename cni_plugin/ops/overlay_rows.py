@@ -15,8 +15,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from weft.errors import Exists, KernelLacks, Missing, WeftError
 from weft.identity import ROUTE_PROTOCOL, link_local
-from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, Row
+from weft.kernel.interface import Namespace
 from weft.kernel.route_lookup import RouteQuestion, RouteType
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.overlay import OverlayNetwork, Peer
 from weft.types import Address, Cidr, Route, Subnet
 

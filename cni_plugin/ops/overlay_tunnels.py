@@ -17,7 +17,8 @@ from cni_plugin.ops.overlay import Encryption, peers_of
 from weft import identity, overlay, wireguard
 from weft.errors import Conflict, Exists, Missing
 from weft.identity import ROUTE_PROTOCOL as _PROTOCOL
-from weft.kernel.interface import KernelRoute, Link, Namespace, WireGuard, WireGuardPeer
+from weft.kernel.interface import Namespace
+from weft.kernel.values import KernelRoute, Link, WireGuard, WireGuardPeer
 from weft.overlay import OverlayNetwork, Peer
 from weft.types import Route
 from weft.wireguard import TunnelKey

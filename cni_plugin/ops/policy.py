@@ -17,7 +17,8 @@ from cni_plugin.ops.links import has_mark, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical, describe
-from weft.kernel.interface import KernelRoute, Namespace, RoutingRule
+from weft.kernel.interface import Namespace
+from weft.kernel.values import KernelRoute, RoutingRule
 from weft.types import Cidr, Side
 
 _MAIN = 254

@@ -12,7 +12,7 @@ from cni_plugin.dataplane import packets
 from cni_plugin.ops.bridges import Port
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Missing
-from weft.kernel.interface import Flow, Listener
+from weft.kernel.values import Flow, Listener
 from weft.types import Address, Side
 
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.links import has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Missing
-from weft.kernel.interface import Limit
+from weft.kernel.values import Limit
 from weft.types import Side
 
 

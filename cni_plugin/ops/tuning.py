@@ -10,7 +10,8 @@ from cni_plugin.ops.devices import ContainerLink, LentLink
 from cni_plugin.ops.links import Veth, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import KernelRefused, Missing
-from weft.kernel.interface import Link, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Link
 from weft.types import Side
 
 Value = int | str | bool

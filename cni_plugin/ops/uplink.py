@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from cni_plugin.dataplane.uplink import DEFAULT, DOWNLOAD_LINK, MAJOR, UPLINK_CLASSES, class_owner, classid
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import ConfigProblem, Conflict, Missing
-from weft.kernel.interface import Namespace, TrafficClass
+from weft.kernel.interface import Namespace
+from weft.kernel.values import TrafficClass
 from weft.types import Side
 from weft.uplink import configured, rate_text
 

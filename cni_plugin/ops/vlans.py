@@ -9,7 +9,8 @@ from cni_plugin.ops.bridges import no_vlan_filtering
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks, Missing
-from weft.kernel.interface import BridgeVlan, Link, VethPeer
+from weft.kernel.interface import VethPeer
+from weft.kernel.values import BridgeVlan, Link
 from weft.types import Side
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from cni_plugin.plan.plan import Device, Facts
-from weft.kernel.interface import Element, KernelRoute, Link, Namespace, RoutingRule
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Element, KernelRoute, Link, RoutingRule
 from weft.types import Cidr, Side
 
 if TYPE_CHECKING:

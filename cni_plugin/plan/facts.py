@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from cni_plugin.plan.plan import Device
 from weft.errors import ConfigProblem, KernelLacks, Missing
 from weft.kernel import default_route
-from weft.kernel.interface import Element, KernelRoute, Link, Namespace, RoutingRule, Ruleset
+from weft.kernel.interface import Namespace, Ruleset
+from weft.kernel.values import Element, KernelRoute, Link, RoutingRule
 from weft.types import Cidr, Side
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
 from weft.identity import ROUTE_PROTOCOL, link_name_problem, normal_mac
-from weft.kernel.interface import KernelRoute, Link
+from weft.kernel.values import KernelRoute, Link
 from weft.section import Section, quoted
 from weft.types import Address, Cidr, Result, ResultAddress, ResultInterface, Route, Side
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.ops.operation import Operation
 from cni_plugin.wire.request import Config, Request
-from weft.kernel.interface import Element, KernelRoute, Link, RoutingRule
+from weft.kernel.values import Element, KernelRoute, Link, RoutingRule
 from weft.types import Attachment, Cidr, NamespaceId, Result, Side
 
 if TYPE_CHECKING:

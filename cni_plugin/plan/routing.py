@@ -19,7 +19,7 @@ from cni_plugin.ops.policy import RoutedBeside, RoutedFrom
 from cni_plugin.plan.plan import Context
 from weft import identity
 from weft.kernel.canonical import IPV6_PRIORITY, MAIN_TABLE
-from weft.kernel.interface import KernelRoute, RoutingRule
+from weft.kernel.values import KernelRoute, RoutingRule
 from weft.types import Cidr, Result, Route, Side
 
 

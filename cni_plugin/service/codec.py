@@ -27,7 +27,7 @@ from cni_plugin import ops
 from cni_plugin.dataplane.tables import TABLES
 from ipam import host_local, leases, ranges
 from weft import types
-from weft.kernel import interface
+from weft.kernel import values
 
 KIND = "kind"
 _VALUE = "="
@@ -69,7 +69,7 @@ def kinds(*classes: type) -> Kinds:
         "Side": types.Side,
     }
     found: dict[str, Callable[..., object]] = {each.__name__: each for each in (*classes, *ops.COMMON)}
-    for module in (types, interface, leases, ranges, host_local):
+    for module in (types, values, leases, ranges, host_local):
         for name, value in vars(module).items():
             if isinstance(value, type) and is_dataclass(value):
                 found[name] = value

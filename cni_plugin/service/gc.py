@@ -29,7 +29,7 @@ from ipam.leases import open_locked
 from ipam.ranges import Pool
 from weft import identity, locks, stderr
 from weft.errors import Busy, ConfigProblem, Missing, WeftError
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.types import Attachment
 
 

@@ -9,7 +9,8 @@ from cni_plugin.ops.links import has_mark
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Phase
-from weft.kernel.interface import Link, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import Link
 from weft.types import Attachment
 
 

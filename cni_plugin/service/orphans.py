@@ -19,7 +19,7 @@ from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.removal import is_kept
 from weft import identity
 from weft.errors import KernelLacks, Missing
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import Missing, WeftError
 from weft.identity import link_name_problem
-from weft.kernel.interface import Link
+from weft.kernel.values import Link
 from weft.types import Attachment, NamespaceId
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from discovery.balancer.desired import Backend, Frontend
-from weft.kernel.interface import Flow
+from weft.kernel.values import Flow
 
 log = logging.getLogger(__name__)
 

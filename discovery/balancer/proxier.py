@@ -21,8 +21,8 @@ from discovery.balancer.settings import Address, BalancerSettings
 from discovery.balancer.table import KernelTable
 from discovery.structs import Health
 from weft.errors import KernelRefused, WeftError
-from weft.kernel.interface import Flow
 from weft.kernel.netlink.conntrack import Conntrack
+from weft.kernel.values import Flow
 from weft.service_options import Algorithm
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,12 @@ from discovery.balancer.program import Data, Key
 from discovery.balancer.settings import Address, Network
 from weft.errors import Exists, KernelRefused, Missing
 from weft.identity import ROUTE_PROTOCOL, mac
-from weft.kernel.interface import KernelRoute, Link, Namespace
+from weft.kernel.interface import Namespace
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.netlink.neighbours import bridge_ports, resolve
 from weft.kernel.nft.batch import ElementSocket
 from weft.kernel.nft.ruleset import Nft
+from weft.kernel.values import KernelRoute, Link
 from weft.types import Route
 
 log = logging.getLogger(__name__)

@@ -492,7 +492,7 @@ def is_value(name: str) -> bool:
     if name in PURE_IPAM or name.rpartition(".")[0] in PURE_IPAM:
         return True
     package, _, last = name.rpartition(".")
-    return package == "weft.kernel.interface" and last[:1].isupper()
+    return package in ("weft.kernel.interface", "weft.kernel.values") and last[:1].isupper()
 
 
 def breach(module: str, name: str) -> str:
@@ -618,7 +618,7 @@ def test_all_modules_are_checked() -> None:
     [
         ("weft.errors", "import cni_plugin.service", "weft does not stand on cni_plugin.service"),
         ("weft.section", "from ipam import leases", "weft does not stand on ipam"),
-        ("weft.types", "from weft.kernel.interface import Link", "weft does not stand on weft.kernel"),
+        ("weft.types", "from weft.kernel.values import Link", "weft does not stand on weft.kernel"),
         ("weft.kernel.interface", "from weft.kernel.linux import probe", "not stand on weft.kernel.linux"),
         ("weft.kernel.fake.kernel", "from cni_plugin.service import executor", "not stand on cni_plugin.service"),
         ("ipam.leases", "from weft.kernel import netns", "ipam does not stand on weft.kernel"),
@@ -663,12 +663,12 @@ def test_forbidden_imports_are_reported(module: str, source: str, said: str) -> 
         ("weft.kernel.netlink.links", "import pyroute2"),
         ("weft.processes", "import subprocess"),
         ("weft.kernel.netns", "import ctypes, os"),
-        ("cni_plugin.drivers.bridge", "from weft.kernel.interface import Link"),
-        ("cni_plugin.ops.links", "from . import addresses\nfrom weft.kernel.interface import Link"),
+        ("cni_plugin.drivers.bridge", "from weft.kernel.values import Link"),
+        ("cni_plugin.ops.links", "from . import addresses\nfrom weft.kernel.values import Link"),
         ("cni_plugin.wire.versions", "from weft import __version__"),
         ("cni_plugin.service.verbs", "from cni_plugin.service import executor"),
         ("cni_plugin.cli.main", "import click\nfrom cni_plugin.service import verbs"),
-        ("discovery.balancer.table", "from weft.kernel.interface import Element\nimport store"),
+        ("discovery.balancer.table", "from weft.kernel.values import Element\nimport store"),
     ],
 )
 def test_allowed_imports_pass(module: str, source: str) -> None:

@@ -11,7 +11,7 @@ from lab.calls import Weft
 from lab.confs import bridge, network
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Flow, Listener
+from weft.kernel.values import Flow, Listener
 
 NETNS = "/run/netns/c1"
 DRIVER = bridge(

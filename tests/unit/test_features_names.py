@@ -20,7 +20,7 @@ from weft.daemons import REFRESHED, Daemon
 from weft.identity import attachment_digest
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Listener
+from weft.kernel.values import Listener
 from weft.types import Attachment
 
 NETNS = "/run/netns/c1"

@@ -20,7 +20,7 @@ from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.fake.namespace import FakeNamespace
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute
+from weft.kernel.values import KernelRoute
 from weft.kernel.verdicts import Packet, of_iptables, of_nftables
 from weft.types import Route
 

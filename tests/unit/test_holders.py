@@ -23,7 +23,7 @@ from lab.cases import Conf, conf, pool
 from weft import identity
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Neighbour
+from weft.kernel.values import Neighbour
 from weft.types import Attachment
 
 BOOTED = time.time() - 5000

@@ -12,7 +12,7 @@ from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import of_pools
 from lab.calls import Answer
 from tests.unit.test_service import Fake
-from weft.kernel.interface import KernelRoute
+from weft.kernel.values import KernelRoute
 from weft.types import Route
 
 OVERLAPS = 101

@@ -22,7 +22,7 @@ from weft import overlay
 from weft.errors import BadOption, Busy, Conflict, PoolExhausted, StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour, Nexthop
 from weft.section import Section
 
 Json = dict[str, Any]

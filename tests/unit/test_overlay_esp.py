@@ -16,7 +16,7 @@ from cni_plugin.ops.operation import Machine
 from weft import esp, wireguard
 from weft.errors import Busy, Exists, KernelLacks, StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
-from weft.kernel.interface import EspPolicy, EspRow, EspState
+from weft.kernel.values import EspPolicy, EspRow, EspState
 
 PORT = 20680
 LOW_ORDER = base64.b64encode(bytes(32)).decode()

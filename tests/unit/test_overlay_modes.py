@@ -12,7 +12,7 @@ from cni_plugin.ops import overlay_l2
 from cni_plugin.ops.overlay_gateway import machines
 from weft import claims
 from weft.errors import ConfigProblem
-from weft.kernel.interface import Element, FdbEntry
+from weft.kernel.values import Element, FdbEntry
 from weft.overlay import OverlayNetwork, Peer
 from weft.overlay_modes import ContainerPort, VlanGateway, encoded, parse_ports
 

@@ -22,7 +22,7 @@ from lab.cases import Conf, conf
 from weft import identity
 from weft.errors import ConfigProblem, NamespaceProblem
 from weft.kernel.fake.kernel import FakeKernel
-from weft.kernel.interface import Element, KernelRoute
+from weft.kernel.values import Element, KernelRoute
 from weft.types import Attachment, Result, Route, Side
 
 HOST, INSIDE = Side.HOST, Side.CONTAINER

@@ -16,7 +16,8 @@ from lab.calls import Afterwards, Steps, Weft
 from weft import identity
 from weft.kernel.fake.kernel import FakeKernel, FakeNamespace
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.interface import VethPeer
+from weft.kernel.values import KernelRoute
 from weft.types import Attachment, Route, Side
 
 BOX = "/run/netns/c1"

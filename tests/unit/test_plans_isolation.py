@@ -19,7 +19,7 @@ from weft import identity
 from weft.errors import ConfigProblem
 from weft.identity import link_local
 from weft.kernel.fake.kernel import FakeKernel
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 from weft.types import Attachment
 
 FOUR = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}

@@ -14,7 +14,7 @@ from cni_plugin.service.verbs import Service
 from weft.errors import Conflict
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Listener
+from weft.kernel.values import Listener
 
 PORT = PublishedPort("udp", 53, ip_address("10.1.0.2"), 53)
 

@@ -14,7 +14,7 @@ from lab.calls import Weft
 from lab.confs import network, port
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 
 
 def pool(number: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from weft.identity import mark_digest
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.fake.namespace import FakeNamespace
 from weft.kernel.host import Host
-from weft.kernel.interface import Element
+from weft.kernel.values import Element
 
 FEW, MANY, EACH = 10, 40, 3
 _FILES = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove")

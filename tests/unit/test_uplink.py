@@ -16,7 +16,7 @@ from weft import identity
 from weft.errors import ConfigProblem
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Element, TrafficClass
+from weft.kernel.values import Element, TrafficClass
 from weft.section import Section
 from weft.uplink import Uplink, configured, rate, rate_text
 

@@ -6,7 +6,7 @@ The kernel and ``ip`` fill in unset attributes and omit defaults. Pure. Source: 
 
 from __future__ import annotations
 
-from weft.kernel.interface import KernelRoute
+from weft.kernel.values import KernelRoute
 from weft.types import Route
 
 MAIN_TABLE, LOCAL_TABLE = 254, 255

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TypeVar, cast
 
 from weft.kernel.firewall_chains import Firewalls
-from weft.kernel.interface import FdbEntry, Kernel, Link, Namespace, Ruleset
+from weft.kernel.interface import Kernel, Namespace, Ruleset
+from weft.kernel.values import FdbEntry, Link
 from weft.types import Cidr, NamespaceId
 
 _T = TypeVar("_T")

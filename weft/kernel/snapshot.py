@@ -6,7 +6,8 @@ carrier, STP state, and IPv6 link-local addresses with their routes, which depen
 
 from __future__ import annotations
 
-from weft.kernel.interface import KernelRoute, Namespace
+from weft.kernel.interface import Namespace
+from weft.kernel.values import KernelRoute
 
 _VOLATILE = ("br_root", "br_topology", "br_group_addr", "brport_id", "brport_no", "brport_state", "brport_designated")
 _COUNTED = ("_timer", "_cnt", "_groups", "_used", "_ack", "_pending", "_num_queues", "_num_disabled_queues")

@@ -40,7 +40,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from discovery.consul.client import ApiClient
 from weft import files, identity
 from weft.errors import ConfigProblem, InUse, NamespaceProblem
-from weft.kernel.interface import BridgeVlan
+from weft.kernel.values import BridgeVlan
 from weft.types import Side
 
 NETNS = "/run/netns"

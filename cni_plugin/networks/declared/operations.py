@@ -18,7 +18,8 @@ from cni_plugin.ops.operation import Machine, Operation
 from discovery.consul.client import ApiClient, ApiError, api_path
 from weft.errors import Conflict, InUse, KernelLacks, Missing, NamespaceProblem, WeftError
 from weft.identity import mark_digest, vlan_gateway_port
-from weft.kernel.interface import BridgeVlan, Kernel, Link, Namespace
+from weft.kernel.interface import Kernel, Namespace
+from weft.kernel.values import BridgeVlan, Link
 from weft.types import Side
 
 __all__ = ["Declared", "NamedNamespace", "Registered", "Removed", "SourceNat", "SwitchBridge", "SwitchPort", "Within"]

@@ -13,9 +13,10 @@ from unit.kernel.topology import Topology
 
 from lab.host import Host
 from weft.errors import Missing, NamespaceProblem
-from weft.kernel.interface import Link, VethPeer
+from weft.kernel.interface import VethPeer
 from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
 from weft.kernel.netlink import links
+from weft.kernel.values import Link
 
 
 def test_namespace_handle_is_usable_from_another_thread(topology: Topology) -> None:

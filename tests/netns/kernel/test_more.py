@@ -14,8 +14,8 @@ import pytest
 
 from lab.host import Host
 from weft.kernel.firewall_chains import RETURN, UserChain
-from weft.kernel.interface import Listener
 from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.values import Listener
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -20,13 +20,13 @@ from lab import namespaces
 from lab.host import Host
 from weft.errors import Conflict, Missing
 from weft.identity import mark_digest
-from weft.kernel.interface import Element
 from weft.kernel.nft import ruleset
 from weft.kernel.nft.library import Library, Program
 from weft.kernel.nft.ruleset import Nft
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import commands
 from weft.kernel.schema import Chain, Tables
+from weft.kernel.values import Element
 
 
 @pytest.fixture

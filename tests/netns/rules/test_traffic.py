@@ -15,8 +15,8 @@ from cni_plugin.dataplane.tables import TABLES
 from lab import frames, namespaces, seen
 from lab.host import Host, Lan
 from lab.waiting import BRIEFLY, PATIENTLY, until
-from weft.kernel.interface import Element
 from weft.kernel.nft.ruleset import Nft
+from weft.kernel.values import Element
 
 BRIDGE = "br0"
 GATEWAY, GATEWAY6 = "10.1.0.1", "fd00:1::1"

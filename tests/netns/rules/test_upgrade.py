@@ -25,7 +25,6 @@ from discovery.balancer.settings import RANGES
 from lab import namespaces
 from lab.host import Host
 from lab.waiting import until
-from weft.kernel.interface import Element
 from weft.kernel.nft import survey
 from weft.kernel.nft.batch import ElementSocket
 from weft.kernel.nft.library import Answer, Library
@@ -33,6 +32,7 @@ from weft.kernel.nft.ruleset import Nft
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import commands
 from weft.kernel.schema import Tables
+from weft.kernel.values import Element
 
 RELEASE = Path(__file__).parent / "previous_release"
 FORMER = {name: old for old, name in TABLES.renamed.items()}

@@ -15,8 +15,8 @@ from cni_plugin.cli import agents, engine
 from cni_plugin.networks import requirements
 from cni_plugin.plan import modules
 from cni_plugin.service.records import Phase
-from weft.kernel.interface import Element, KernelRoute
 from weft.kernel.linux.probe import Ability
+from weft.kernel.values import Element, KernelRoute
 from weft.types import Route
 
 

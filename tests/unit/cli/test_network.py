@@ -9,7 +9,7 @@ import os
 import pytest
 
 from cni_plugin.networks import pools
-from weft.kernel.interface import KernelRoute
+from weft.kernel.values import KernelRoute
 from weft.types import Route
 
 

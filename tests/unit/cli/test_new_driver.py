@@ -23,8 +23,9 @@ from lab.calls import Steps, Weft
 from lab.cases import Case, conf, pool
 from weft.errors import ConfigProblem
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.interface import VethPeer
 from weft.kernel.linux.probe import Ability
+from weft.kernel.values import KernelRoute
 from weft.types import Route
 
 DRIVER = '''"""``macvtap``: a macvlan link that a virtual machine opens as a character device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from discovery.balancer.table import LINK, outside_links
-from weft.kernel.interface import Link
+from weft.kernel.values import Link
 
 OWN = "weft:0123456789abcdef"
 

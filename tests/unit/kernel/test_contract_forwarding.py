@@ -12,17 +12,16 @@ from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import (
+from weft.kernel.interface import Namespace, VethPeer
+from weft.kernel.values import (
     EspPolicy,
     EspRow,
     EspState,
     FdbEntry,
     KernelRoute,
-    Namespace,
     Neighbour,
     Nexthop,
     Row,
-    VethPeer,
     WireGuard,
     WireGuardPeer,
 )

@@ -10,8 +10,9 @@ from unit.kernel.topology import Topology
 
 from lab.waiting import PATIENTLY
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
-from weft.kernel.interface import BridgeVlan, Namespace, VethPeer
+from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.snapshot import snapshot
+from weft.kernel.values import BridgeVlan
 
 MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:01"
 

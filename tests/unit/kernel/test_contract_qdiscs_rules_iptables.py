@@ -10,7 +10,8 @@ from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, UserChain
-from weft.kernel.interface import Limit, RoutingRule, TrafficClass, VethPeer
+from weft.kernel.interface import VethPeer
+from weft.kernel.values import Limit, RoutingRule, TrafficClass
 
 
 def pair(topology: Topology) -> None:

@@ -11,9 +11,10 @@ from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.interface import VethPeer
 from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.snapshot import snapshot
+from weft.kernel.values import KernelRoute
 from weft.types import Route
 
 FOUR, SIX = ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64")

@@ -7,8 +7,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from weft.identity import link_local
-from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.kernel.netlink import fdb, neighbours, nexthops, packed_rows, routes
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.types import Route
 
 INDEX, MAC = 7, "02:77:00:00:00:02"

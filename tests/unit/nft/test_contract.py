@@ -9,8 +9,9 @@ import pytest
 
 from cni_plugin.dataplane.tables import TABLES
 from weft.errors import Conflict, KernelRefused, Missing
-from weft.kernel.interface import Element, Ruleset, Scalar
+from weft.kernel.interface import Ruleset
 from weft.kernel.schema import Chain, Rule, Set, Tables
+from weft.kernel.values import Element, Scalar
 
 MINE = "weft:00112233445566aa"
 OTHERS = "weft:ffeeddccbbaa9988"

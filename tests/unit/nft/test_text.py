@@ -20,7 +20,6 @@ from discovery.balancer.rules import tables as balancer_tables
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.identity import attachment_mark
 from weft.kernel.fake.rules import FakeRuleset
-from weft.kernel.interface import Element
 from weft.kernel.netlink.attributes import attribute, nested, parse
 from weft.kernel.nft.elements import creations
 from weft.kernel.nft.library import Runner
@@ -29,6 +28,7 @@ from weft.kernel.nft.lookup import element, entries
 from weft.kernel.nft.ruleset import Nft
 from weft.kernel.nft.text import Entry, checked, copies, rendered
 from weft.kernel.schema import Shape
+from weft.kernel.values import Element
 from weft.types import Attachment
 
 SHAPES = TABLES.shapes

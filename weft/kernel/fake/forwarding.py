@@ -10,7 +10,7 @@ from weft.errors import Exists, KernelLacks, KernelRefused, Missing, WeftError
 from weft.kernel.fake import routes
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.fake.traffic import FakeTraffic
-from weft.kernel.interface import EspRow, EspState, FdbEntry, Neighbour, Nexthop, Row, WireGuard
+from weft.kernel.values import EspRow, EspState, FdbEntry, Neighbour, Nexthop, Row, WireGuard
 from weft.types import Address
 
 _EVERY_MAC = "00:00:00:00:00:00"

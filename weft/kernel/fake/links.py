@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Interface
 
 from weft.errors import Missing
-from weft.kernel.interface import (
+from weft.kernel.values import (
     BridgeVlan,
     EspRow,
     FdbEntry,

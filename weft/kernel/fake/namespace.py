@@ -12,9 +12,10 @@ from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.fake import forwarding, routes, sysctls
 from weft.kernel.fake.forwarding import FakeForwarding
 from weft.kernel.fake.links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
-from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, VethPeer
+from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion
 from weft.kernel.snapshot import snapshot
+from weft.kernel.values import BridgeVlan, KernelRoute, Link
 from weft.types import Cidr, NamespaceId
 
 _DEFAULT_VLAN = BridgeVlan(1, pvid=True, untagged=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, canonical, describe
 from weft.kernel.fake.links import FakeLink, FakeState
-from weft.kernel.interface import KernelRoute, Nexthop
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
+from weft.kernel.values import KernelRoute, Nexthop
 from weft.types import Address, Cidr, Route
 
 

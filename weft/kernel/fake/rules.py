@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from weft.errors import Missing
 from weft.identity import mark_digest
 from weft.kernel.fake.calls import CallLog
-from weft.kernel.interface import Element, Scalar
 from weft.kernel.nft.limits import checked_limit
 from weft.kernel.nft.text import checked, conflict, normal, rendered
 from weft.kernel.schema import Shape, Tables
+from weft.kernel.values import Element, Scalar
 
 Key = tuple[Scalar, ...]
 

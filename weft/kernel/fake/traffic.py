@@ -10,14 +10,7 @@ from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
 from weft.kernel.firewall_chains import OWN_CHAIN, RETURN, USER_CHAINS, Firewalls, UserChain, hook_of
-from weft.kernel.interface import (
-    ClassTraffic,
-    Flow,
-    Limit,
-    Listener,
-    RoutingRule,
-    TrafficClass,
-)
+from weft.kernel.values import ClassTraffic, Flow, Limit, Listener, RoutingRule, TrafficClass
 from weft.kernel.verdicts import BaseChain, of_iptables
 from weft.types import Address
 

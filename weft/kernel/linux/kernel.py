@@ -18,25 +18,7 @@ from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
 from weft.kernel.firewall_chains import OWN_CHAIN, Firewalls
-from weft.kernel.interface import (
-    BridgeVlan,
-    ClassTraffic,
-    EspRow,
-    FdbEntry,
-    Flow,
-    KernelRoute,
-    Limit,
-    Link,
-    Listener,
-    Namespace,
-    Neighbour,
-    Nexthop,
-    RoutingRule,
-    Row,
-    TrafficClass,
-    VethPeer,
-    WireGuard,
-)
+from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.linux import tuntap, wireguard_go
 from weft.kernel.netlink import (
     addresses,
@@ -58,6 +40,23 @@ from weft.kernel.netlink import (
 )
 from weft.kernel.netlink.links import NewLink
 from weft.kernel.netlink.rtnetlink import RouteSocket
+from weft.kernel.values import (
+    BridgeVlan,
+    ClassTraffic,
+    EspRow,
+    FdbEntry,
+    Flow,
+    KernelRoute,
+    Limit,
+    Link,
+    Listener,
+    Neighbour,
+    Nexthop,
+    RoutingRule,
+    Row,
+    TrafficClass,
+    WireGuard,
+)
 from weft.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ipaddress import IPv6Network, ip_address, ip_network
 
 from weft import processes
 from weft.errors import KernelLacks, KernelRefused, Missing
-from weft.kernel.interface import WireGuard, WireGuardPeer
+from weft.kernel.values import WireGuard, WireGuardPeer
 
 PROGRAM = "wireguard-go"
 _SOCKETS = "/var/run/wireguard"

@@ -13,7 +13,6 @@ from ipaddress import ip_address
 from struct import Struct
 
 from weft.errors import KernelRefused, Missing
-from weft.kernel.interface import Flow
 from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -51,6 +50,7 @@ from weft.kernel.netlink.constants import (
     TCP_CONNTRACK_SYN_SENT,
 )
 from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Request, parses_answer
+from weft.kernel.values import Flow
 from weft.types import Address
 
 PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from weft.errors import KernelRefused, Missing
-from weft.kernel.interface import FdbEntry
 from weft.kernel.netlink import links
 from weft.kernel.netlink.attributes import attribute, get_int, integer, mac_address
 from weft.kernel.netlink.constants import (
@@ -38,6 +37,7 @@ from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.neighbours import NDMSG, Row, list_rows
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import Request, parses_answer
+from weft.kernel.values import FdbEntry
 
 _STATES = {"permanent": NUD_PERMANENT, "static": NUD_NOARP, "dynamic": NUD_REACHABLE}
 _VXLAN_STATES = {"permanent": NUD_PERMANENT, "static": NUD_NOARP | NUD_PERMANENT, "dynamic": NUD_REACHABLE}

@@ -10,7 +10,6 @@ import contextlib
 from typing import Any
 
 from weft.errors import KernelLacks, Missing
-from weft.kernel.interface import ClassTraffic, TrafficClass
 from weft.kernel.netlink import links, qdiscs
 from weft.kernel.netlink.codec import attribute, decode
 from weft.kernel.netlink.constants import (
@@ -28,6 +27,7 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import parses_answer
+from weft.kernel.values import ClassTraffic, TrafficClass
 
 _TICK_NANOSECONDS = 64  # PSCHED_SHIFT in net/pkt_sched.h
 _MAX_U32 = 0xFFFFFFFF

@@ -13,7 +13,7 @@ from typing import Any
 
 from weft import identity
 from weft.errors import KernelLacks, KernelRefused, Missing
-from weft.kernel.interface import Link, VethPeer
+from weft.kernel.interface import VethPeer
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.attributes import Attributes, get_int, get_string, integer, nested, parse
 from weft.kernel.netlink.attributes import attribute as packed_attribute
@@ -56,6 +56,7 @@ from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
 from weft.kernel.netlink.link_settings import LinkSettings
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
+from weft.kernel.values import Link
 
 _ATTRIBUTES = 32  # their offset in a message
 _CACHE_SIZE = 1000

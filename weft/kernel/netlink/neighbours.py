@@ -13,7 +13,6 @@ from ipaddress import ip_address
 from struct import Struct
 from typing import NamedTuple
 
-from weft.kernel.interface import Neighbour
 from weft.kernel.netlink.attributes import Attributes, attribute, get_int, mac_address, parse
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
@@ -34,6 +33,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
+from weft.kernel.values import Neighbour
 from weft.types import Address
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}

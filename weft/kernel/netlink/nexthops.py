@@ -9,7 +9,6 @@ from ipaddress import ip_address
 from struct import Struct
 
 from weft.errors import KernelRefused
-from weft.kernel.interface import Nexthop
 from weft.kernel.netlink.attributes import attribute, get_int, integer, parse
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -31,6 +30,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
+from weft.kernel.values import Nexthop
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 _NEEDS = "nexthop objects (Linux 5.3)"

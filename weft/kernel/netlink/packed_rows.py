@@ -10,7 +10,6 @@ from __future__ import annotations
 from struct import Struct
 
 from weft.kernel.canonical import IPV6_PRIORITY, MAIN_TABLE, PROTOCOL_BOOT, SCOPE_UNIVERSE
-from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -34,6 +33,7 @@ from weft.kernel.netlink.constants import (
     RTM_NEWROUTE,
     RTN_UNICAST,
 )
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.types import Route
 
 _NEIGHBOUR6 = Struct("=BxxxiHBB HH16s HH6sxx")

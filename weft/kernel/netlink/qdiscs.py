@@ -11,7 +11,6 @@ from _socket import htons
 from typing import Any
 
 from weft.errors import Exists, Missing
-from weft.kernel.interface import Limit
 from weft.kernel.netlink import links
 from weft.kernel.netlink.codec import attribute, decode
 from weft.kernel.netlink.constants import (
@@ -37,6 +36,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import parses_answer
+from weft.kernel.values import Limit
 
 _INGRESS_HANDLE = TC_H_INGRESS & TC_H_MAJ_MASK
 _TICK_NANOSECONDS = 64  # PSCHED_SHIFT in net/pkt_sched.h

@@ -9,13 +9,13 @@ import errno
 from ipaddress import ip_address
 from typing import Any
 
-from weft.kernel.interface import Link
 from weft.kernel.netlink.codec import attribute, decode
 from weft.kernel.netlink.constants import AF_INET, AF_INET6, RTM_GETROUTE
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import parses_answer
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
+from weft.kernel.values import Link
 
 _RTM_F_LOOKUP_TABLE = 0x1000  # which IPv6 refuses, as it answers so anyway
 _TYPES = {

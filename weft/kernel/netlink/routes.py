@@ -22,7 +22,6 @@ from weft.kernel.canonical import (
     default_scope,
     describe,
 )
-from weft.kernel.interface import KernelRoute
 from weft.kernel.netlink.attributes import Attributes, attribute, get_int, integer, parse
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -54,6 +53,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
+from weft.kernel.values import KernelRoute
 from weft.types import Address, Route
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weft.errors import Missing
-from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 from weft.kernel.netlink import fdb, links, neighbours, nexthops, packed_rows, routes
 from weft.kernel.netlink.constants import NLM_F_CREATE, NLM_F_REPLACE
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import Body, Request
+from weft.kernel.values import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
 
 _REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 _QUIET = "change rows"

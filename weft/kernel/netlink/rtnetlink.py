@@ -9,10 +9,10 @@ from struct import error as StructError
 from typing import Any
 
 from weft.errors import KernelRefused
-from weft.kernel.interface import Link
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.constants import NETLINK_ROUTE
 from weft.kernel.netlink.transport import NetlinkSocket, Request
+from weft.kernel.values import Link
 
 _RECEIVE_BUFFER = 1 << 20
 

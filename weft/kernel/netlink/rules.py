@@ -9,7 +9,6 @@ from ipaddress import ip_network
 from typing import Any
 
 from weft.errors import Exists
-from weft.kernel.interface import RoutingRule
 from weft.kernel.netlink.codec import attribute, decode
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -24,6 +23,7 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import parses_answer
+from weft.kernel.values import RoutingRule
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 

@@ -15,7 +15,6 @@ from struct import Struct, unpack_from
 from typing import NamedTuple
 
 from weft.errors import KernelRefused
-from weft.kernel.interface import Listener
 from weft.kernel.netlink.attributes import parse
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -29,6 +28,7 @@ from weft.kernel.netlink.constants import (
     TCPF_LISTEN,
 )
 from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, NoAnswer, Request, parses_answer
+from weft.kernel.values import Listener
 from weft.types import Address
 
 _RESERVING = ("conmon", "nerdctl", "sleep")

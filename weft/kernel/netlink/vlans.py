@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from weft.errors import Missing
-from weft.kernel.interface import BridgeVlan
 from weft.kernel.netlink import links
 from weft.kernel.netlink.codec import attribute, decode
 from weft.kernel.netlink.constants import (
@@ -26,6 +25,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.decoder import Decoder
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import Request, parses_answer
+from weft.kernel.values import BridgeVlan
 
 _NEEDS = "VLAN filtering of bridges (CONFIG_BRIDGE_VLAN_FILTERING)"
 

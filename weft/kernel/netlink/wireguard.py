@@ -12,7 +12,6 @@ from ipaddress import IPv6Network, ip_address
 from struct import Struct
 
 from weft.errors import KernelLacks, Missing
-from weft.kernel.interface import WireGuard, WireGuardPeer
 from weft.kernel.netlink.attributes import attribute, get_int, integer, nested, parse, parse_list, string
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -39,6 +38,7 @@ from weft.kernel.netlink.constants import (
     WGPEER_F_REPLACE_ALLOWEDIPS,
 )
 from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Request, parses_answer
+from weft.kernel.values import WireGuard, WireGuardPeer
 from weft.types import Address
 
 _SECONDS = 10

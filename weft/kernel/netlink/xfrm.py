@@ -13,7 +13,6 @@ from struct import Struct
 from sys import byteorder as _ORDER
 
 from weft.errors import KernelLacks, KernelRefused
-from weft.kernel.interface import EspPolicy, EspRow, EspState
 from weft.kernel.netlink.attributes import attribute, parse
 from weft.kernel.netlink.constants import (
     AF_INET,
@@ -38,6 +37,7 @@ from weft.kernel.netlink.constants import (
     XFRMA_TMPL,
 )
 from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Outcome, Request, parses_answer
+from weft.kernel.values import EspPolicy, EspRow, EspState
 from weft.types import Address
 
 _SECONDS = 10

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weft.kernel.interface import Element
 from weft.kernel.netlink.attributes import attribute, nested, string
 from weft.kernel.netlink.constants import (
     NFT_MSG_DELSETELEM,
@@ -28,6 +27,7 @@ from weft.kernel.nft.limits import expressions
 from weft.kernel.nft.lookup import comment, keys, packed
 from weft.kernel.nft.socket import Change
 from weft.kernel.schema import Shape
+from weft.kernel.values import Element
 
 _MAX_ELEMENTS = 200  # elements in one message: an attribute's length has 16 bits, an element takes up to 300 bytes
 

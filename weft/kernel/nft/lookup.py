@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from weft.kernel.interface import Element, Scalar
 from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list, string
 from weft.kernel.netlink.constants import (
     NF_ACCEPT,
@@ -40,6 +39,7 @@ from weft.kernel.nft.limits import of_element
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import PROTOCOLS, Entry, own_mark
 from weft.kernel.schema import Shape
+from weft.kernel.values import Element, Scalar
 
 _VERDICTS = {NF_DROP: "drop", NF_ACCEPT: "accept", NFT_JUMP: "jump", NFT_GOTO: "goto", NFT_RETURN: "return"}
 LENGTHS = {

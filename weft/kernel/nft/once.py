@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Protocol, TypeVar, cast
 
-from weft.kernel.interface import Element, Ruleset
+from weft.kernel.interface import Ruleset
 from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list
 from weft.kernel.netlink.constants import (
     NFT_MSG_GETSETELEM,
@@ -27,6 +27,7 @@ from weft.kernel.nft.limits import of_element
 from weft.kernel.nft.lookup import comment, list_request, packed
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.schema import Shape
+from weft.kernel.values import Element
 
 T = TypeVar("T")
 

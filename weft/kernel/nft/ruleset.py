@@ -18,7 +18,7 @@ from ipaddress import ip_network
 from typing import TypeVar, cast
 
 from weft.errors import Busy, Exists, KernelRefused, Missing
-from weft.kernel.interface import Element, Ruleset, Scalar
+from weft.kernel.interface import Ruleset
 from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
@@ -30,6 +30,7 @@ from weft.kernel.nft.survey import Survey, declared, survey
 from weft.kernel.nft.text import Entry, checked, commands, conflict, normal, rendered
 from weft.kernel.nft.upgrade import outdated, script
 from weft.kernel.schema import Shape, Tables
+from weft.kernel.values import Element, Scalar
 
 T = TypeVar("T")
 

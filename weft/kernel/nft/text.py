@@ -14,8 +14,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from weft.errors import Conflict, KernelRefused
 from weft.identity import link_name_problem
-from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape, limit_text
+from weft.kernel.values import Element, Scalar
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _FAMILIES: dict[str, tuple[type, type]] = {

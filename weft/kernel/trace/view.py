@@ -8,11 +8,12 @@ from functools import cached_property
 from ipaddress import ip_address
 
 from weft.errors import KernelRefused
-from weft.kernel.interface import Element, Link, Ruleset, Scalar
+from weft.kernel.interface import Ruleset
 from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.trace.expressions import UNKNOWN, Json
 from weft.kernel.trace.hops import Place
 from weft.kernel.trace.ruleset import Decision, Nftables, RuleId
+from weft.kernel.values import Element, Link, Scalar
 from weft.types import Address, Subnet
 
 LOCAL = (RouteType.LOCAL, RouteType.BROADCAST, RouteType.ANYCAST)

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from weft.kernel.interface import Link, Namespace, Ruleset
+from weft.kernel.interface import Namespace, Ruleset
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
 from weft.kernel.trace.hops import Hop, Place, Way, sentence
 from weft.kernel.trace.packet import Packet
 from weft.kernel.trace.ruleset import Match, RuleId
 from weft.kernel.trace.view import LOCAL, View, forwarding
+from weft.kernel.values import Link
 from weft.types import Address
 
 _LISTENING = ("tcp", "udp")
