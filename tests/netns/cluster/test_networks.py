@@ -22,6 +22,8 @@ from lab.waiting import until
 
 pytestmark = pytest.mark.in_order
 _SOON = 60.0
+_LATE = 1.0
+"""Seconds within which the answer to a ping comes, on a loaded machine."""
 
 
 class Blue:
@@ -226,9 +228,12 @@ def test_keys_of_an_encrypted_network_are_replaced(hosts: Machines, blue: Blue) 
     said = hosts[2].weft("network", "replace-keys", "secret").stdout
     assert said.split()[-1] == "2"
     until(lambda: not cluster_of(hosts[1], "secret")["Rotating"], _SOON, "new keys on all hosts")
+    time.sleep(_LATE)
     process.send_signal(signal.SIGINT)
     seen = {int(one) for one in re.findall(r"icmp_seq=(\d+)", process.communicate()[0].decode())}
-    assert seen == set(range(1, max(seen) + 1)) and len(seen) > 20
+    # Answers may overtake each other, and the last ones may have been under way as it ended.
+    missing = set(range(1, max(seen) - round(_LATE / 0.02))) - seen
+    assert missing == set() and len(seen) > 20
     found = cluster_of(hosts[3], "secret")
     assert (found["KeyGeneration"], found["Encryption"], found["LeftOut"]) == (2, "wireguard", {})
     for number in hosts.all:
