@@ -113,7 +113,7 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
     for folder in folders:
         path = os.path.abspath(folder)
         removed += [*(os.path.join(path, name) for name in installation.remove(path)), *documents.remove(path)]
-    left = [path for path in (tool.config, *_KEPT) if os.path.isdir(path) and os.listdir(path)]
+    left = [path for path in (tool.config, *_KEPT) if _has_files(path)]
     if json_output:
         as_json({"stopped": stopped, "freed": freed, "removed": removed, "attachments": attachments, "left": left})
         return
@@ -124,3 +124,8 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
     for path in left:
         say(f"left {path}")
     say(installation.removal())
+
+
+def _has_files(path: str) -> bool:
+    """Whether a folder has anything but locks of runtimes."""
+    return os.path.isdir(path) and any(not name.endswith(".lock") for name in os.listdir(path))

@@ -326,12 +326,14 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         for one, sentences in zip(found, _problems_of(tool, context, found, networks), strict=True)
     ]
     broken = sum(bool(differences) for _, differences in results)
+    named = owners.names(one.container for one, _ in results)
     if json_output:
-        named = owners.names(one.container for one, _ in results)
         as_json([{**summary(one, named.get(one.container)), **_differing(differences)} for one, differences in results])
     else:
         for one, differences in results:
-            say(f"{'broken' if differences else 'ok'.ljust(6)}  {one}", colour="red" if differences else "")
+            name = owners.further(one.container, named.get(one.container))
+            state = "broken" if differences else "ok".ljust(6)
+            say(f"{state}  {one}{f' ({name})' if name else ''}", colour="red" if differences else "")
             for sentence, _ in differences:
                 say(f"        {sentence}")
             for remedy in dict.fromkeys(remedy for _, remedy in differences):

@@ -143,6 +143,11 @@ def short(container: str, name: OwnerName | None) -> str:
     return own[:_SHORT] if len(own) >= _LONG and _IS_HEX(own) else own
 
 
+def further(container: str, name: OwnerName | None) -> str:
+    """The name that a container has beside its id; "" where the id says it already."""
+    return name.name if name is not None and not container.endswith(f"-{name.name}") else ""
+
+
 def _pairs(value: object) -> dict[str, str]:
     return {
         str(one[0]): str(one[1])

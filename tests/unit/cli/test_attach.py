@@ -115,7 +115,7 @@ def test_a_container_has_the_name_of_its_owner_everywhere(blue, monkeypatch) -> 
     assert blue.good("ps", "-q").split() == ["0123456789ab", "fedcba987654"]
     for word in ("web", "web/eth0", "0123", digits):
         assert blue.good("show", word).startswith("Name:") and f"Container: {digits}\n" in blue.good("show", word)
-        assert blue.good("check", word) == blue.good("check", "blue", word) == f"ok      {digits}/eth0 on blue\n"
+        assert blue.good("check", word) == blue.good("check", "blue", word) == f"ok      {digits}/eth0 on blue (web)\n"
     assert json.loads(blue.good("show", "fedcba", "--json"))[0]["name"] == "db"
     assert blue("show", "nobody").code == 3
     source[f"default-{digits[::-1]}"] = OwnerName("web")

@@ -81,9 +81,10 @@ def test_of_a_range_the_first_free_port_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = min(taken.getsockname()[1], 65534)
-        [(_, outer, inner, _)] = ports(f"127.0.0.1:{port}-{port + 1}:80")
-        assert (outer, inner) == (port + 1, 80)
+        port = taken.getsockname()[1]
+        last = min(port + 20, 65535)  # the next ones may be those of other programs, but not so many
+        [(_, outer, inner, _)] = ports(f"127.0.0.1:{port}-{last}:80")
+        assert port < outer <= last and inner == 80
 
 
 @pytest.mark.parametrize(
