@@ -167,6 +167,7 @@ class Agreement:
             await self._called.wait()
             await asyncio.sleep(_AFTER_CALL_SECONDS)
             self._called.clear()
+            await self.settle()
             await self._trim(await self._seen())
 
     async def _follow_cluster(self) -> None:

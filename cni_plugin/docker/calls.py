@@ -133,7 +133,7 @@ class Calls:
         with self._locks[endpoint.id]:
             for plugin in (NAMES, PORTS):
                 self._withdraw(network, endpoint, plugin)
-            self.settle(network, endpoint)
+            self.settle(network, endpoint, ended=True)
             request = _request(Command.DEL, network, endpoint)
             if self.service.records.read(attachment_of(request)) is not None:
                 # Without a namespace: it may be in the container's, which is no reason to leave it.
@@ -150,10 +150,13 @@ class Calls:
         """The endpoint is gone for good."""
         self._locks.pop(endpoint.id, None)
 
-    def settle(self, network: Network, endpoint: Endpoint) -> bool:
-        """Find the link in the container's namespace, once Docker has moved it; whether it is known."""
+    def settle(self, network: Network, endpoint: Endpoint, *, ended: bool = False) -> bool:
+        """Find the link in the container's namespace, once Docker has moved and renamed it, or ``ended`` before;
+        whether it is known.
+        """
+        own, place = attachment(network, endpoint), endpoint.sandbox
         try:
-            return bool(endpoint.sandbox) and settle(self.service, attachment(network, endpoint), endpoint.sandbox)
+            return bool(place) and settle(self.service, own, place, ended=ended)
         except NamespaceProblem:
             return False
 

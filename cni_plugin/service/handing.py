@@ -14,11 +14,12 @@ from weft.kernel.values import Link
 from weft.types import Attachment
 
 
-def settle(context: ServiceContext, attachment: Attachment, path: str) -> bool:
+def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended: bool = False) -> bool:
     """Note that the runtime has moved the attachment's link to the namespace at ``path``, under which name:
     from now on CHECK and GC see it there. Whether the link is known to be in a container's namespace.
 
-    Raises NamespaceProblem without such a namespace, Busy.
+    A runtime moves the link first and renames it then, so one that has its first name is not settled yet,
+    unless the runtime has ``ended`` with it. Raises NamespaceProblem without such a namespace, Busy.
     """
     with context.locked(attachment):
         record = context.records.read(attachment)
@@ -29,7 +30,8 @@ def settle(context: ServiceContext, attachment: Attachment, path: str) -> bool:
         namespace = context.kernel.open(path)
         try:
             name = next((_find(namespace, one) for one in record.operations if _is_handed(one)), "")
-            if name and not namespace.id.same(context.kernel.host.id):
+            is_final = name and (ended or name != attachment.interface)
+            if is_final and not namespace.id.same(context.kernel.host.id):
                 operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
                 context.records.write(replace(record, namespace=namespace.id, operations=operations))
                 return True

@@ -56,7 +56,9 @@ def test_a_link_is_followed_into_the_sandbox(
     assert not calls.settle(network, endpoint)  # there is no such namespace yet
     sandbox = calls.kernel.add(SANDBOX)
     assert not calls.settle(network, endpoint)  # and no link in it
-    calls.kernel.host.change_link(link_name(ENDPOINT), new_name="eth0", namespace=sandbox)
+    calls.kernel.host.change_link(link_name(ENDPOINT), namespace=sandbox)
+    assert not calls.settle(network, endpoint)  # Docker renames it next
+    sandbox.change_link(link_name(ENDPOINT), new_name="eth0")
     assert calls.settle(network, endpoint) and calls.settle(network, endpoint)
     [one] = attachments.endpoints(calls.service)
     assert one.namespace.path == SANDBOX
@@ -66,6 +68,19 @@ def test_a_link_is_followed_into_the_sandbox(
     assert collect_stale(calls.service).attachments == []
     driver.leave(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
     assert sandbox.link("eth0") is None
+    assert list(calls.service.records.all()) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"driver": "macvlan", "parent": "lan0"}], ids=str)
+def test_a_link_that_docker_has_moved_and_never_renamed_is_deleted(
+    driver: Networks, calls: Fake, options: dict[str, str]
+) -> None:
+    created(driver, **options)
+    joined(driver)
+    sandbox = calls.kernel.add(SANDBOX)
+    calls.kernel.host.change_link(link_name(ENDPOINT), namespace=sandbox)
+    driver.leave(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
+    assert sandbox.link(link_name(ENDPOINT)) is None
     assert list(calls.service.records.all()) == []
 
 
