@@ -9,27 +9,33 @@ const naturally = new Intl.Collator(undefined, { numeric: true });
 
 export function buildModel(data) {
   const attachments = new Map(data.Attachments.map((one) => [one.ID, one]));
+  const owners = new Map(); // by address; null where attachments of several networks have it
   const containers = new Map();
   for (const one of data.Attachments) {
+    for (const address of one.Addresses.map(plain)) owners.set(address, owners.has(address) ? null : one);
     const found = containers.get(one.Container) ?? { id: one.Container, name: "", attachments: [], instances: [], words: [] };
     containers.set(one.Container, found);
     found.attachments.push(one);
     found.name ||= one.Names[0] ?? "";
     found.words.push(one.Container, one.Network, ...one.Names, ...one.Addresses, ...one.Ports);
   }
+  for (const one of containers.values()) one.name ||= one.id.slice(0, 12);
   const networks = new Map(data.Networks.map((one) => [one.Name, { ...one, name: one.Name, here: true, cells: [] }]));
+  // An instance that was registered by hand on this host is the container's whose address it has.
+  for (const one of data.Services.flatMap((service) => service.Instances)) {
+    if (!one.Owner && one.Node === data.Node) one.Owner = owners.get(one.Addresses[0])?.ID ?? "";
+  }
   const services = data.Services.map((service) => join(service, attachments, containers, networks));
   for (const one of data.Attachments) {
     const container = containers.get(one.Container);
     if (container.instances.some((found) => found.Owner === one.ID)) continue;
     networks.get(one.Network)?.cells.push({
       key: `container ${one.Container} ${one.ID}`, kind: "container", id: one.Container, service: "", status: "none",
-      name: container.name || one.Container.slice(0, 12), address: plain(one.Addresses[0]), ports: one.Ports, container: one.Container,
+      name: container.name, address: plain(one.Addresses[0]), ports: one.Ports, container: one.Container,
       words: container.words,
     });
   }
   for (const one of containers.values()) {
-    one.name ||= one.id.slice(0, 12);
     one.status = worst(one.instances.map((instance) => instance.Status)) || "none";
   }
   const onNode = new Map();
@@ -53,7 +59,7 @@ function join(service, attachments, containers, networks) {
     instance.service = service.Name;
     instance.container = container?.id ?? "";
     instance.network = attachment?.Network ?? (instance.Owner || networks.has(instance.Network) ? instance.Network : HOSTS);
-    instance.title = container?.name || attachment?.Names[0] || instance.ID;
+    instance.title = container?.name ?? instance.ID;
     instance.key = JSON.stringify([service.Name, instance.Node, instance.ID]);
     instance.words = [...words, instance.ID, instance.Node, instance.network, ...instance.Addresses, ...(container?.words ?? [])];
     container?.instances.push(instance);

@@ -270,6 +270,13 @@ def test_networks_and_published_ports_of_containers(host: Host, page: Page, tmp_
         await browser.until(shows("1 of 13 addresses of 10.71.0.1-10.71.0.14", "#detail"))
         await browser.click("document.querySelector('#detail [data-kind=container]')")
         await browser.until(shows("8080→80", "#detail"))
+        # An instance that is registered by hand at a container's address is that container's.
+        page.put("/v1/agent/service/register", {"Name": "by-hand", "Address": "10.72.0.3", "Port": 81})
+        await browser.click("document.querySelector('[data-key=\"view map\"]')")
+        place = """document.querySelector('[data-key^="instance"][data-key*="by-hand"]')"""
+        await browser.until(f"!!{place}")
+        assert "weft-db" in await browser.ask(f"{place}.ariaLabel")
+        page.put("/v1/agent/service/deregister/by-hand", {})
         await browser.click("document.querySelector('[data-key=\"view events\"]')")
         await browser.until(event("add", "weft-web/eth0 on blue: 10.71.0.2/28"))
         await browser.picture(tmp_path / "events.png")

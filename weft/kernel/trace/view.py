@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from functools import cached_property
 from ipaddress import ip_address
@@ -20,6 +21,7 @@ LOCAL = (RouteType.LOCAL, RouteType.BROADCAST, RouteType.ANYCAST)
 
 
 _OWN = ("inet weft ", "bridge weft ")
+_COUNTED = re.compile(r"counter packets \d+ bytes \d+ ?")
 
 
 class View:
@@ -60,7 +62,7 @@ class View:
         return tuple(f"{one.chain}: {self.text(one)}" for one in (*decision.trail, decision.rule))
 
     def text(self, rule: RuleId) -> str:
-        """A rule as nft lists it."""
+        """A rule as nft lists it, without what it has counted."""
         if not rule.handle:
             return "policy of the chain"
         return self._texts.get((rule.table, rule.handle)) or f"a rule that is gone, handle {rule.handle}"
@@ -74,7 +76,7 @@ class View:
             if text.startswith("table "):
                 table = text.removeprefix("table ").removesuffix(" {")
             elif mark and not text.endswith("{"):
-                found[table, int(handle)] = text
+                found[table, int(handle)] = _COUNTED.sub("", text)
         return found
 
     # What expressions ask for (``expressions.Surroundings``)
