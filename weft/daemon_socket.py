@@ -32,7 +32,7 @@ class DaemonSocket:
         """
         self.path = os.path.join(folder, f"{name}.sock")
         self._lock = os.open(
-            os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            os.path.join(folder, f"{name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
@@ -62,7 +62,7 @@ class DaemonSocket:
         """Unlink the socket, unless it was replaced, and stop listening. Keeps the lock."""
         if self.is_reachable:
             os.unlink(self.path)
-        os.truncate(self._lock, 0)
+        note_end(self._lock)
         self._own = None
         self.listener.close()
 
@@ -81,9 +81,25 @@ def predecessor(lock: int) -> int:
     itself, 0 for none.
     """
     before = os.pread(lock, 16, 0).strip()
-    os.truncate(lock, 0)
-    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    _write(lock, b"%d\n" % os.getpid())
     return int(before) if before.isdigit() else 0
+
+
+def note_end(lock: int) -> None:
+    """Note in the lock file that the process which holds it ends by itself."""
+    _write(lock, b"")
+
+
+def _write(lock: int, content: bytes) -> None:
+    """Replace what is in a lock file. It is not kept open for writing: then its disk could not be made read-only.
+    On one that is already, or full, nothing is noted.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(f"/proc/self/fd/{lock}", os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
 
 
 def bind(path: str, backlog: int) -> socket.socket:

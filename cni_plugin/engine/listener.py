@@ -12,7 +12,7 @@ import socket
 import stat
 
 from weft import files
-from weft.daemon_socket import AlreadyRunning, bind, file_id, predecessor
+from weft.daemon_socket import AlreadyRunning, bind, file_id, note_end, predecessor
 
 BACKLOG = 512
 SOCKET = "engine.sock"
@@ -49,7 +49,7 @@ class EngineSocket:
         self.folder = folder()
         files.make_directory(self.folder, "its sockets")
         self.path = os.path.join(self.folder, SOCKET)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._lock = os.open(os.path.join(self.folder, LOCK), flags, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +80,7 @@ class EngineSocket:
         if self.activated is None and self.is_reachable:
             self._unlink()
         if self._lock >= 0:
-            os.truncate(self._lock, 0)
+            note_end(self._lock)
             os.close(self._lock)
             self._lock = -1
 
