@@ -150,7 +150,7 @@ def decide(
             found.append(Change(None, Block(free, node)) if free is not None else Wish(subnet.version))
             continue
         change = _given_back(blocks, node, dynamic[0 if not joined else 1 :], usage, room, taken, joined)
-        change = change or _lent(blocks, node, subnet, used, wanted)
+        change = change or _lent(blocks, node, subnet, used, usage.leased, wanted)
         if change is not None:
             found.append(change)
     return found
@@ -195,7 +195,12 @@ def released(block: Block, node: str, part: Subnet) -> Change | None:
 
 
 def _lent(
-    blocks: Blocks, node: str, subnet: Subnet, used: Mapping[Subnet, int], wanted: Mapping[str, Sequence[int]]
+    blocks: Blocks,
+    node: str,
+    subnet: Subnet,
+    used: Mapping[Subnet, int],
+    leased: Iterable[Address],
+    wanted: Mapping[str, Sequence[int]],
 ) -> Change | None:
     """The loan of the upper half of a block without leases there, where no whole block is free."""
     version = subnet.version
@@ -207,6 +212,8 @@ def _lent(
         if part.prefixlen >= _SMALLEST[version] or block.node != node:
             continue
         upper = [*part.subnets(1)][1]
+        if any(one in upper for one in leased):
+            continue
         return Change(block, replace(block, parts=(*block.parts, (upper, asking[0]))), upper, asking[0])
     return None
 

@@ -143,6 +143,22 @@ def test_idle_blocks_are_given_back_but_not_the_first() -> None:
     assert {one.subnet for one in gone if isinstance(one, Change)} == {second.subnet, six.subnet}
 
 
+def test_only_what_has_no_leases_is_lent() -> None:
+    """What is withheld and has some would be withheld again on each pass."""
+    blocks = tuple(Block(ip_network(f"10.60.0.{n}/28"), "h1", created=n + 1, revision=n + 1) for n in (0, 16, 32))
+    full = Blocks(SMALL, blocks)
+
+    def lent(*numbers: int) -> list[object]:
+        leased = frozenset[Address](IPv4Address("10.60.0.0") + one for one in numbers)
+        found = decide(full, "h1", Usage(leased), {"h2": [4]}, 0)
+        return [one.withhold for one in found if isinstance(one, Change)]
+
+    assert lent() == [ip_network("10.60.0.8/29")]
+    assert lent(9) == [ip_network("10.60.0.24/29")]
+    assert lent(9, 25, 36) == [ip_network("10.60.0.40/29")]
+    assert lent(9, 25, 47) == []
+
+
 def test_leases_that_the_store_has_lost_are_asserted() -> None:
     leased = frozenset({ip_address("10.60.5.9"), ip_address("fd00:60:0:5::9")})
     found = decide(Blocks(WIDE, ()), "h1", Usage(leased), {}, 0)
