@@ -222,8 +222,9 @@ class Faults:
         one.address = f"{head}.{int(number) + 50 if int(number) < 150 else int(number) - 50}"
         text = one.path("/etc/weft/weft.toml").read_text().replace(f'"{former}"', f'"{one.address}"')
         one.write("/etc/weft/weft.toml", text)
-        one.run("ip", "address", "add", f"{one.address}/24", "dev", "eth0")
+        # In this order: the kernel deletes the others of a subnet with the first one.
         one.run("ip", "address", "delete", f"{former}/24", "dev", "eth0")
+        one.run("ip", "address", "add", f"{one.address}/24", "dev", "eth0")
         _end(one)
         one.up()
 
