@@ -190,12 +190,15 @@ class View:
     # The file
 
     def save(self, path: str) -> None:
-        """Write it to a file, with what is kept instead of invalid records. Raises StateDamaged."""
-        kept = {key: records.encode(one) for key, one in self._values.items() if key in self.damaged}
+        """Write it to a file, with what is kept instead of invalid records. Raises StateDamaged. May be called in
+        another thread than what changes it.
+        """
+        entries, values, damaged = [*self._entries.values()], [*self._values.items()], {*self.damaged}
+        kept = {key: records.encode(one) for key, one in values if key in damaged}
         found = [
             [one.key, base64.b64encode(kept.get(one.key, one.value)).decode(), one.create_revision, one.mod_revision,
              one.version]
-            for one in self._entries.values()
+            for one in entries
         ]  # fmt: skip
         text = json.dumps({"format": _FORMAT, "revision": self.revision, "entries": found})
         files.write(path, text.encode(), "the list of the cluster's networks", durable=True)

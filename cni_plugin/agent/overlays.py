@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -25,7 +26,8 @@ from cni_plugin.agent.overlay_blocks import OwnBlocks
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlay_recovery import Recovery
 from discovery.metrics import Metrics
-from store import Compacted, Compare, Delete, Put, Store, StoreError
+from store import Batch, Compacted, Compare, Delete, Put, Store, StoreError
+from weft import files
 from weft.errors import WeftError
 from weft.overlay_modes import L2, PORTS, encoded
 from weft.types import Address, Subnet
@@ -37,7 +39,7 @@ PERIOD = 300.0
 _SETTLE = 0.02
 """Seconds between two passes at least: the first of several changes is acted on at once, the others together."""
 _FULL = 65535
-_NAMES = f"{records.ROOT}name/"
+_NAMES, _BLOCKS = f"{records.ROOT}name/", f"{records.ROOT}block/"
 _RETRY = 1.0
 Found = TypeVar("Found")
 
@@ -140,7 +142,11 @@ class Overlays:
                 self.on_names()
                 self._wake.set()
                 async for batch in self._store.watch(records.ROOT, found.revision):
+                    is_own = self._is_own(batch)
                     self.view.apply(batch)
+                    if is_own:  # a pass may wait for the store, which may be restored from a snapshot meanwhile
+                        with contextlib.suppress(WeftError):  # the next pass says so
+                            await self._save()
                     if all(event.key.startswith(_NAMES) for event in batch.events):
                         self.on_names()
                     else:
@@ -199,9 +205,21 @@ class Overlays:
             if await self._recovery.reassert():
                 self._wake.set()
             await self._recovery.free_removed()
-        if self.view.version != self._saved:
-            self._saved = self.view.version
+        await self._save()
+
+    async def _save(self) -> None:
+        """Keep what is known of the store. Raises StateDamaged."""
+        version = self.view.version
+        if version != self._saved:
+            await self._run(files.make_directory, os.path.dirname(self._path), "the files of overlay networks")
             await self._run(self.view.save, self._path)
+            self._saved = version
+
+    def _is_own(self, batch: Batch) -> bool:
+        """Whether a block is changed that this host has of, or had."""
+        name = json.dumps(self.node).encode()
+        events = (one for one in batch.events if one.key.startswith(_BLOCKS))
+        return any(name in one.value for each in events for one in (each.entry, self.view.entry(each.key)) if one)
 
     def _generations(self) -> dict[str, tuple[int, ...]]:
         """The generations of this host's keys of each encrypted network."""

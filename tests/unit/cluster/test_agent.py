@@ -18,7 +18,7 @@ import pytest
 
 from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
-from cluster.records import Network
+from cluster.records import Block, Network
 from cluster.view import View
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlays import Overlays
@@ -297,6 +297,30 @@ async def test_a_host_starts_from_what_it_knows(tmp_path: Path) -> None:
     await until(lambda: closed.hosts["h1"].files.get("small") == before, "the network without a store")
     assert closed.agents["h1"].store_problem
     await closed.stop()
+
+
+async def test_what_a_host_has_of_blocks_is_kept_before_a_pass_ends(tmp_path: Path) -> None:
+    """Passes wait for a store that does not answer, and may be killed there by who accepts a restored one."""
+    found = await set_up(tmp_path, 2)
+    await until(lambda: found.blocks("h1") and found.blocks("h2"), "blocks")
+    agent = found.agents["h1"]
+    await agent.passed(lambda: agent._saved == agent.view.version, 60)
+    agent._pass = asyncio.Event().wait  # type: ignore[method-assign,assignment]
+    network, path = agent.view.network("small"), str(tmp_path / "h1" / "networks.json")
+    assert network is not None
+    part, lent = ip_network(found.blocks("h1")[0]), [*ip_network(found.blocks("h2")[0]).subnets(1)][1]
+    for block in (Block(lent.supernet(), "h2", ((lent, "h1"),)), Block(lent.supernet(), "h2"), Block(part, "h2")):
+        await found.store.put(records.block_key("small", block.subnet), records.encode(block))
+
+        def is_kept(block: Block = block) -> bool:
+            there = View()
+            assert there.restore(path)
+            at = there.blocks(network).at(block.subnet)
+            return at is not None and (at.node, at.parts) == (block.node, block.parts)
+
+        await until(is_kept, f"{block} in the file")
+    await found.stop()
+    await found.store.close()
 
 
 async def test_blocks_of_a_removed_node_are_freed(tmp_path: Path) -> None:
