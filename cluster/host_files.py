@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from cluster import tunnels
 from cluster.blocks import Blocks, lost
-from cluster.records import Member, Network
+from cluster.records import Member, Network, without
 from weft import identity, overlay
 from weft.overlay_modes import L2, PORTS, VLAN_GATEWAY
 from weft.types import Address, Subnet
@@ -45,16 +45,9 @@ def own_blocks(blocks: Blocks, node: str, leased: Iterable[Address], withheld: I
     """What this host may lease from: its blocks but those that it is about to give away, and for the
     leased addresses outside, themselves.
     """
-    given = set(withheld)
-    parts = [rest for part in blocks.of(node) for rest in _kept(part, given)]
+    given = tuple(withheld)
+    parts = [rest for part in blocks.of(node) for rest in without(part, given)]
     return (*parts, *lost(parts, leased))
-
-
-def _kept(part: Subnet, given: set[Subnet]) -> Iterable[Subnet]:
-    if part in given:
-        return ()
-    halves = [*part.subnets(1)] if part.prefixlen < part.max_prefixlen else []
-    return (halves[0],) if len(halves) == 2 and halves[1] in given else (part,)
 
 
 def inner_mtu(network: Network, host: Host, members: Iterable[Member]) -> int:

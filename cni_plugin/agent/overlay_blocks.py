@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from cluster import records, static
 from cluster.blocks import Blocks, Change, Usage, Wish, decide, overlaps
 from cluster.host_files import own_blocks
-from cluster.records import Ask, Network
+from cluster.records import Ask, Block, Network
 from cluster.static import Asking, Refusal
 from cluster.view import View
 from cni_plugin.agent.overlay_host import Look
@@ -39,6 +39,10 @@ class OwnBlocks:
         self._wake = wake
         self._idle_since: dict[tuple[str, Subnet], float] = {}
         self._withheld: dict[str, dict[Subnet, tuple[Subnet, int]]] = {}
+        """By network: the parts that may be given away already, with their block and its revision when they were
+        not: until it is known what became of that, nothing is leased from them.
+        """
+        self._read: set[str] = set()
         self._answered: dict[str, set[str]] = {}
 
     def of(self, network: Network, blocks: Blocks, look: Look) -> tuple[Subnet, ...]:
@@ -49,11 +53,19 @@ class OwnBlocks:
             if there is None or there.revision != revision:
                 del withheld[part]  # it is given away, or somebody has changed it
         leased = look.leased.get(network.name, frozenset())
-        own = own_blocks(blocks, self._node, leased, withheld)
         before = look.leasing.get(network.name)
-        # What is known from a file may be older than a block's return: an agent that was killed has not saved that,
-        # but it has first stopped to lease from it.
-        return own if self._view.revision or before is None else tuple(_common(own, before))
+        if not self._view.revision and before is not None:
+            # What is known from a file may be older than a block's return: an agent that was killed has not saved
+            # that, but it has first stopped to lease from it.
+            return tuple(_common(own_blocks(blocks, self._node, leased, withheld), before))
+        if network.name not in self._read:
+            self._read.add(network.name)
+            if before is not None:  # what that agent wanted to give away may still be on its way to the store
+                withheld = self._withheld.setdefault(network.name, {})
+                for block in blocks.all:
+                    for rest in (rest for part in block.of(self._node) for rest in records.without(part, before)):
+                        withheld[rest] = block.subnet, block.revision
+        return own_blocks(blocks, self._node, leased, withheld)
 
     async def change(
         self, network: Network, blocks: Blocks, look: Look, start: int, withhold: Withhold, *, joined: bool
@@ -61,11 +73,12 @@ class OwnBlocks:
         """Claim, give back and lend as it is time to; ``start`` is a random number. Raises StoreError."""
         leased = look.leased.get(network.name, frozenset())
         usage = Usage(leased, self._idle(network, blocks, leased))
+        given: set[Subnet | None] = set()
         for step in decide(blocks, self._node, usage, self._view.wanted(network.name), start, joined=joined):
             if isinstance(step, Wish):
                 await self._wish(network, step)
             else:
-                await self._make(network, blocks, look, step, withhold)
+                given.add(await self._make(network, blocks, look, step, withhold))
         claims = look.claims.get(network.name, ()) if joined else ()
         for each in static.decide(blocks, self._node, leased, claims, self._view.asks(network.name)):
             match each:
@@ -75,7 +88,10 @@ class OwnBlocks:
                     same = Compare(ask.key, "mod", ask.revision)
                     await self._store.transact([same], [Put(ask.key, records.encode(ask), await self._ask_lease())])
                 case Change():
-                    await self._make(network, blocks, look, each, withhold)
+                    given.add(await self._make(network, blocks, look, each, withhold))
+        withheld = self._withheld.get(network.name, {})
+        for subnet in {subnet for part, (subnet, _) in withheld.items() if part not in given}:
+            await self._renew(network, blocks.at(subnet))
 
     async def _ask(self, network: Network, ask: Ask) -> None:
         """Write an ask, which ends by itself: nobody must hand over an address to a host that is gone."""
@@ -126,10 +142,22 @@ class OwnBlocks:
             wanted = Put(records.wanted_key(network.name, self._node), " ".join(map(str, versions)).encode())
             await self._store.transact([_same(network)], [wanted])
 
-    async def _make(self, network: Network, blocks: Blocks, look: Look, step: Change, withhold: Withhold) -> None:
-        """Make one decision true, if the store is as it was when it was made."""
+    async def _renew(self, network: Network, block: Block | None) -> None:
+        """Write a block again as it is, so that what is still on its way to the store to give away a part of it comes
+        too late. What is withheld is leased from again when the new revision is read; where that is refused, the
+        block is another one already, and what it says then decides.
+        """
+        if block is not None:
+            key = records.block_key(network.name, block.subnet)
+            same = [_same(network), Compare(key, "mod", block.revision)]
+            await self._store.transact(same, [Put(key, records.encode(block))])
+
+    async def _make(
+        self, network: Network, blocks: Blocks, look: Look, step: Change, withhold: Withhold
+    ) -> Subnet | None:
+        """Make one decision true, if the store is as it was when it was made; what was given away by it."""
         if step.withhold is not None and not await self._withheld_now(network, blocks, step, look, withhold):
-            return
+            return None
         key, wanted = records.block_key(network.name, step.subnet), records.wanted_key(network.name, self._node)
         same = [_same(network), Compare(key, "mod", step.old.revision if step.old is not None else 0)]
         operations: list[Put | Delete] = [Put(key, records.encode(step.new)) if step.new is not None else Delete(key)]
@@ -147,11 +175,10 @@ class OwnBlocks:
             "network %s: block %s %s",
             network.name,
             step.withhold or step.subnet,
-            _done(step) if outcome.succeeded else "was changed by another host meanwhile",
+            _done(step) if outcome.succeeded else "was changed meanwhile",
         )
-        if not outcome.succeeded and step.withhold is not None:
-            self._withheld.get(network.name, {}).pop(step.withhold, None)
-            self._wake()
+        # Refused may mean that it was given away before, and that the watch lags: it stays withheld.
+        return step.withhold if outcome.succeeded else None
 
     async def _withheld_now(
         self, network: Network, blocks: Blocks, step: Change, look: Look, withhold: Withhold
@@ -161,11 +188,13 @@ class OwnBlocks:
         if network.name not in look.joined or look.host is None:
             return not any(one in step.withhold for one in look.leased.get(network.name, ()))
         kept = self._withheld.setdefault(network.name, {})
+        before = kept.get(step.withhold)
         kept[step.withhold] = (step.old.subnet, step.old.revision)
         own = own_blocks(blocks, self._node, look.leased.get(network.name, ()), kept)
         if any(one in step.withhold for one in await withhold(own)):
-            del kept[step.withhold]
-            self._wake()
+            if before is None:
+                del kept[step.withhold]
+                self._wake()
             return False
         return True
 
