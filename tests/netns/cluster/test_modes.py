@@ -296,7 +296,8 @@ def test_direct_routes_let_nobody_else_in(hosts: Machines, near: Near) -> None:
     until(lambda: not hosts[3].weft("network", "rm", "stranger", check=False).code, 60, "the removal")
     # The peer itself is let in, also by its underlay address, which masquerading gives to other networks.
     assert hosts[3].run("ping", "-c1", "-W5", near.four[1], check=False).code == 0
-    assert hosts[3].address in hosts[1].run("nft", "list", "set", "inet", "weft", "direct_peers4").stdout
+    listing = ("nft", "list", "set", "inet", "weft", "direct_peers4")
+    until(lambda: hosts[3].address in hosts[1].run(*listing).stdout, what=lambda: hosts[1].run(*listing).stdout)
     # A host of the segment that is no peer, with a route to the containers.
     with contextlib.closing(Machine(9, hosts.bridge, hosts[1].address.rpartition(".")[0])) as other:
         other.run("ip", "route", "add", subnet, "via", hosts[1].address)
