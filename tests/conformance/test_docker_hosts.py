@@ -58,6 +58,7 @@ def test_an_overlay_network_is_in_every_docker(hosts: tuple[DockedHost, DockedHo
     # Removed on the host that did not create it, once no container is on it.
     two.ask("rm", "-f", "store")
     one.ask("rm", "-f", "shop")
-    two.weft("network", "rm", "blue")
+    # Once both hosts have reported that their containers are gone.
+    until(lambda: two.weft("network", "rm", "blue", check=False).code == 0, 60, "the removal")
     for host in hosts:
         until(lambda host=host: "blue" not in host.networks(), PATIENTLY, f"blue is still in Docker: {host.log()}")  # type: ignore[misc]
