@@ -49,7 +49,8 @@ class DaemonSocket:
         self.listen()
 
     def listen(self) -> None:
-        """Bind and listen. Raises OSError."""
+        """Bind and listen, also after ``close``. Raises OSError."""
+        note_start(self._lock)
         self.listener = bind(self.path, _BACKLOG)
         self._own = file_id(self.path)
 
@@ -77,12 +78,14 @@ class DaemonSocket:
 
 
 def predecessor(lock: int) -> int:
-    """Note this process in the lock file that it holds; the one that is noted there, which has not ended by
-    itself, 0 for none.
-    """
+    """The process that is noted in a lock file, which has not ended by itself; 0 for none."""
     before = os.pread(lock, 16, 0).strip()
-    _write(lock, b"%d\n" % os.getpid())
     return int(before) if before.isdigit() else 0
+
+
+def note_start(lock: int) -> None:
+    """Note this process in the lock file that it holds."""
+    _write(lock, b"%d\n" % os.getpid())
 
 
 def note_end(lock: int) -> None:

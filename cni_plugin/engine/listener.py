@@ -12,7 +12,7 @@ import socket
 import stat
 
 from weft import files
-from weft.daemon_socket import AlreadyRunning, bind, file_id, note_end, predecessor
+from weft.daemon_socket import AlreadyRunning, bind, file_id, note_end, note_start, predecessor
 
 BACKLOG = 512
 SOCKET = "engine.sock"
@@ -58,6 +58,7 @@ class EngineSocket:
             raise AlreadyRunning from None
         self.predecessor = predecessor(self._lock)
         """The process of an engine that was killed, 0 for none."""
+        note_start(self._lock)
         self.activated = _activated()
         self.listener = self.activated or bind(self.path, BACKLOG)
         self._own = file_id(self.path)

@@ -180,4 +180,7 @@ def test_a_daemon_knows_whether_the_one_before_it_was_killed(tmp_path: Path, mon
             there.close()
             there.listener.close()
             if isinstance(there, DaemonSocket):
+                there.listen()  # it has kept the lock, and may be killed from here on
+                assert (tmp_path / "daemon.lock").read_text() == f"{os.getpid()}\n"
+                there.close()
                 os.close(there._lock)
