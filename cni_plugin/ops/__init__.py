@@ -55,7 +55,7 @@ _RARE = {
     **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
 }
 
-_RENAMED = {"EndedFlows": "ConntrackFlushOnUndo", "FreshFlows": "ConntrackFlush"}
+RENAMED = {"EndedFlows": "ConntrackFlushOnUndo", "FreshFlows": "ConntrackFlush"}
 """Former names of operations, which records of earlier releases have."""
 
 COMMON: tuple[type, ...] = (
@@ -83,7 +83,7 @@ COMMON: tuple[type, ...] = (
 
 def rare(name: str) -> type:
     """One of the others by its name or a former one; raises KeyError for a name that is none."""
-    name = _RENAMED.get(name, name)
+    name = RENAMED.get(name, name)
     found: type = getattr(import_module(f"cni_plugin.ops.{_RARE[name]}"), name)
     return found
 

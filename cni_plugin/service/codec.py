@@ -85,6 +85,13 @@ def _renamed(parts: dict[str, object]) -> dict[str, object]:
     return {**parts, "collection": TABLES.renamed[cast(str, parts["collection"])]}
 
 
+@lru_cache
+def spellings(name: str) -> tuple[str, ...]:
+    """The name of a class or a set, and those that it had in earlier releases."""
+    renamed = (*TABLES.renamed.items(), *ops.RENAMED.items())
+    return (name, *(former for former, now in renamed if now == name))
+
+
 def _parser(parse: Callable[..., object]) -> Maker:
     return lambda parts: parse(parts[_VALUE])
 

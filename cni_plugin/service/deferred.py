@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from cni_plugin.service.codec import spellings
+
 Decoder = Callable[[str, bytes], object]
 """Decodes the text of a field, given its name; None where it cannot be decoded."""
 
@@ -36,11 +38,11 @@ class Deferred:
         return not hasattr(self, "_damaged")
 
     def may_have(self, *names: str) -> bool:
-        """Whether one of the strings is in the operations, as a class or a set that they name; True also where
-        the text of these is not kept.
+        """Whether the operations have one of these classes or sets, by its name or a former one; True also where
+        their text is not kept.
         """
         text = getattr(self, "_deferred", {}).get("operations")
-        return text is None or any(f'"{name}"'.encode() in text for name in names)
+        return text is None or any(f'"{each}"'.encode() in text for name in names for each in spellings(name))
 
 
 def defer(record: Deferred, fields: dict[str, bytes], decode: Decoder) -> None:

@@ -171,6 +171,18 @@ def test_operations_of_all_are_decoded_when_they_are_used(records: Records, monk
     assert found[ATTACHMENT].shared is found[other.attachment].shared
 
 
+def test_former_names_are_found_in_operations_that_are_not_decoded(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.write(replace(RECORD, operations=(OPERATION,)))
+    path = Path(records.path(ATTACHMENT))
+    body = path.read_bytes().partition(b"\n")[2].replace(b'"ports4"', b'"loopback4"')
+    path.write_bytes(_checked(body))
+    monkeypatch.setattr(records_module, "_cache", {})
+    [found] = records.all()
+    assert found.may_have("loopback_ports4") and not found.may_have("ports4")
+
+
 def test_damaged_operations_are_set_aside_when_they_are_used(records: Records) -> None:
     records.write(replace(RECORD, operations=(OPERATION,)))
     path = Path(records.path(ATTACHMENT))
