@@ -99,7 +99,7 @@ def virtual_addresses_in_kernel() -> int:
 @click.option(
     "--config", metavar="FILE", help="The agent's configuration. Default: $WEFT_CONFIG, else /etc/weft/weft.toml."
 )
-@click.option("--restart", is_flag=True, help="Only replace daemons that run another installation's code.")
+@click.option("--restart", is_flag=True, help="Only replace daemons of another installation or release.")
 @pass_tool
 def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None:
     """Start the agent and the engine in the background, and wait until they are ready.
@@ -215,8 +215,8 @@ def _start_agent() -> Report:
 
 
 def _replace_others() -> list[str]:
-    """Stop the daemons whose code is not in the folder of this command's, and start what must run again:
-    the next call of a runtime starts an engine. Those that ran.
+    """Stop the daemons of another installation or an earlier release, and start what must run again: the
+    next call of a runtime starts an engine. Those that ran.
     """
     replaced = []
     found = others()
@@ -231,16 +231,20 @@ def _replace_others() -> list[str]:
     return replaced
 
 
-def others() -> list[str]:
-    """The daemons that run another installation's code, or an earlier release of this one's."""
-    agent, engine, driver = running(), engines.running(), drivers.running()
-    found = []
-    if agent is not None:
-        same = agent.report is None or agent.report.version == __version__
-        found += ["agent"] if not (same and runs_own_code(agent.process)) else []
-    found += ["engine"] if engine is not None and not runs_own_code(engine.process) else []
-    found += ["driver for Docker"] if driver and not runs_own_code(driver) else []
-    return found
+def others() -> dict[str, int]:
+    """The daemons that run another installation's code, or an earlier release of this one's, with their processes."""
+    agent, engine = running(), engines.running()
+    found = {
+        "engine": engine.process if engine is not None else 0,
+        "agent": agent.process if agent is not None else 0,
+        "driver for Docker": drivers.running(),
+    }
+    told = agent.report.version if agent is not None and agent.report is not None else __version__
+    return {
+        name: process
+        for name, process in found.items()
+        if process and (not runs_own_code(process) or (name == "agent" and told != __version__))
+    }
 
 
 def runs_own_code(process: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from cni_plugin.cli import agents, cluster, clustered, engine
+from cni_plugin.cli import agents, cluster, clustered
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -116,16 +116,15 @@ def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
 
 
 def _of_agent() -> Iterator[Finding]:
-    """An agent of another release, and one that nothing starts again after a reboot."""
+    """Daemons of another release or installation, and an agent that nothing starts again after a reboot."""
     agent = agents.running()
-    own = agent.process if agent is not None else 0
     if agent is not None and agent.report is not None and agent.report.version != __version__:
         yield Finding(
             f"the agent is of release {agent.report.version}, this command of {__version__}",
             Command("weft up --restart", ": containers keep their networks and services their virtual addresses"),
         )
-    for name, process in (("engine", running.process if (running := engine.running()) else 0), ("agent", own)):
-        if process and not agents.runs_own_code(process):
+    for name, process in agents.others().items():
+        if not agents.runs_own_code(process):
             yield Finding(
                 f"the {name}, process {process}, runs another installation's code", Command("weft up --restart")
             )

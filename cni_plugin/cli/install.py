@@ -66,9 +66,9 @@ def install(folder: str, replace: bool, systemd: bool, share: str, json_output: 
             say(f"{share}: installed man pages, completion of {', '.join(COMPLETIONS)}, and examples in {pages[-1]}")
     others = agents.others()
     if others and not json_output:
-        say(f"{' and '.join(others)} of another release still run: weft up --restart replaces them")
+        say(f"{' and '.join(others)}: of another release or installation, still running; to replace: weft up --restart")
     if json_output:
-        as_json({**made, "outdated": others})
+        as_json({**made, "outdated": list(others)})
 
 
 def _install_plugins(path: str, replace: bool, json_output: bool) -> dict[str, object]:

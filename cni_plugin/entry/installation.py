@@ -207,9 +207,12 @@ def remove(folder: str) -> list[str]:
 
     The folder itself is removed if that leaves it empty.
     """
-    names = [name for name in links() if not _is_foreign(os.path.join(folder, name))]
+    names = [name for name in links() if os.path.islink(path := os.path.join(folder, name)) and not _is_foreign(path)]
+    own = os.path.join(folder, OWN_NAME)
+    # A folder with neither is none of plugins, and what is called weft there is something else.
+    is_own = os.path.isfile(own) and (bool(names) or os.access(own, os.X_OK))
     removed = []
-    for name in (*names, OWN_NAME):
+    for name in (*names, *([OWN_NAME] if is_own else ())):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
             removed.append(name)

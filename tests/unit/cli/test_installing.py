@@ -58,6 +58,14 @@ def test_only_own_plugins_are_removed(run, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["macvlan", "own"]
 
 
+def test_a_folder_without_plugins_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "share" / "weft").mkdir(parents=True)
+    (tmp_path / "weft").write_text("a list")
+    for folder in (tmp_path / "share", tmp_path):
+        assert installation.remove(str(folder)) == []
+        assert (folder / "weft").exists()
+
+
 def test_man_pages_and_completion_are_installed_and_removed(run, tmp_path: Path) -> None:
     folder = tmp_path / "share"
     others = folder / "man/man1"

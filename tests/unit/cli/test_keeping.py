@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cni_plugin.cli import agents, engine
+from cni_plugin.cli import agents, docker, engine
 from cni_plugin.networks import requirements
 from cni_plugin.plan import modules
 from cni_plugin.service.records import Phase
@@ -288,3 +288,12 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
         found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
         other.kill()
     assert found[f"the engine, process {other.pid}, runs another installation's code"] == "run weft up --restart"
+
+
+def test_doctor_names_a_driver_for_docker_of_another_installation(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        monkeypatch.setattr(docker, "running", lambda: other.pid)
+        found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
+        other.kill()
+    what = f"the driver for Docker, process {other.pid}, runs another installation's code"
+    assert found[what] == "run weft up --restart"
