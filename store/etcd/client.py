@@ -222,7 +222,7 @@ class EtcdStore:
                 for one in map(self._keys.entry, found.kvs)
                 if containing in one.key and not (without and one.key.startswith(without))
             )
-            if not found.more or len(entries) == limit:
+            if not found.more or 0 < limit == len(entries):
                 return Range(tuple(entries), revision)
             start = found.kvs[-1].key + b"\0"
 
