@@ -289,8 +289,8 @@ def _whole(record: _AnyRecord | None) -> _AnyRecord | None:
 
 def _decoded(path: str, name: str, text: bytes) -> object:
     """The operations of a record, from their JSON."""
-    if name == "shared" and text in _shared:
-        return _shared[text]
+    if name == "shared" and (known := _shared.get(text)) is not None:
+        return known
     try:
         found = codec.decode(json.loads(text), _kinds())
     except _UNDECODABLE:
