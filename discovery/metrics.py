@@ -8,6 +8,7 @@ Source: Prometheus text exposition format, version 0.0.4.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -64,10 +65,11 @@ class Gauge:
         self.values[_bounded(self.values, labels)] = number
 
     def replace(self, values: Mapping[Labels, float]) -> None:
-        """All values, where somebody else keeps them."""
+        """All values, where somebody else keeps them. Series beyond the bound are added up."""
         self.values = {}
         for labels, number in values.items():
-            self.set(number, *labels)
+            key = _bounded(self.values, labels)
+            self.values[key] = self.values.get(key, 0.0) + number
 
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
         """Its series, like a counter's."""
@@ -119,15 +121,19 @@ class Metrics:
     def __init__(self) -> None:
         self._metrics: dict[str, Counter | Gauge | Histogram] = {}
         self._before: list[Callable[[], Awaitable[None]]] = []
+        self._refreshing = asyncio.Lock()
 
     def read_before(self, read: Callable[[], Awaitable[None]]) -> None:
         """Have ``read`` awaited by ``refresh``, for values that take some time to read."""
         self._before.append(read)
 
     async def refresh(self) -> None:
-        """Read the values of ``read_before``: before ``text`` and ``samples``."""
-        for read in self._before:
-            await read()
+        """Read the values of ``read_before``: before ``text`` and ``samples``. One caller at a time: what has been
+        counted since the last reading is counted once.
+        """
+        async with self._refreshing:
+            for read in self._before:
+                await read()
 
     def counter(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
         """A counter, made when it is first asked for: ``counter("weft_dns_queries_total",

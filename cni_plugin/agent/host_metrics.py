@@ -50,7 +50,7 @@ class HostMetrics:
         self._drops = metrics.counter(
             "weft_dropped_packets_total", "Packets dropped by rules, by their comments.", "table", "chain", "reason"
         )
-        self._traffic = Traffic()
+        self._traffic = Traffic(link_counters())
         text = "by containers of a network, on links with an end on this host."
         self._bytes = metrics.counter("weft_network_bytes_total", f"Bytes {text}", "network", "direction")
         self._packets = metrics.counter("weft_network_packets_total", f"Packets {text}", "network", "direction")
@@ -102,15 +102,15 @@ class HostMetrics:
 
 
 class Traffic:
-    """What containers have sent and received, by network and direction, since the agent started.
+    """What containers have sent and received, by network and direction, since the counters were as in ``before``.
 
     A link's counters end with it, so what they have grown by is added up at each reading.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, LinkCounters] | None = None) -> None:
         self.bytes: Counter[tuple[str, ...]] = Counter()
         self.packets: Counter[tuple[str, ...]] = Counter()
-        self._last: dict[str, LinkCounters] = {}
+        self._last = dict(before or {})
 
     def add(self, networks: Mapping[str, str], counters: Mapping[str, LinkCounters]) -> None:
         """Add what the links with these networks have counted since."""

@@ -149,3 +149,9 @@ def test_traffic_is_added_up_over_the_ends_of_links() -> None:
         ("green", "received"): 0,
     }
     assert traffic.packets["blue", "sent"] == 4
+
+
+def test_what_links_have_counted_before_is_no_traffic_of_this_agent() -> None:
+    traffic = Traffic({"v1": (100, 1, 50, 1)})
+    traffic.add({"v1": "blue"}, {"v1": (130, 2, 50, 1)})
+    assert traffic.bytes == {("blue", "sent"): 30, ("blue", "received"): 0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from discovery import metrics
@@ -47,3 +49,23 @@ def test_the_number_of_series_is_limited(monkeypatch: pytest.MonkeyPatch) -> Non
     for number in range(10):
         asked.add(1, str(number))
     assert asked.values == {("0",): 1, ("1",): 1, ("2",): 1, ("other",): 7}
+    there = Metrics().gauge("weft_there", "What is there.", "name")
+    there.replace({(str(number),): 2.0 for number in range(10)})
+    assert there.values == {("0",): 2, ("1",): 2, ("2",): 2, ("other",): 14}
+
+
+def test_metrics_are_read_for_one_caller_at_a_time() -> None:
+    found, running = Metrics(), 0
+
+    async def read() -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await asyncio.sleep(0)
+        running -= 1
+
+    async def main() -> None:
+        await asyncio.gather(*(found.refresh() for _ in range(3)))
+
+    found.read_before(read)
+    asyncio.run(main())
