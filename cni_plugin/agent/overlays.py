@@ -140,13 +140,14 @@ class Overlays:
                 self._known, self.store_problem = True, ""
                 self._recovery.note_held()
                 self.on_names()
+                if self.view.networks():  # what has changed since the last watch may be this host's blocks
+                    await self._save_now()
                 self._wake.set()
                 async for batch in self._store.watch(records.ROOT, found.revision):
                     is_own = self._is_own(batch)
                     self.view.apply(batch)
-                    if is_own:  # a pass may wait for the store, which may be restored from a snapshot meanwhile
-                        with contextlib.suppress(WeftError):  # the next pass says so
-                            await self._save()
+                    if is_own:
+                        await self._save_now()
                     if all(event.key.startswith(_NAMES) for event in batch.events):
                         self.on_names()
                     else:
@@ -206,6 +207,11 @@ class Overlays:
                 self._wake.set()
             await self._recovery.free_removed()
         await self._save()
+
+    async def _save_now(self) -> None:
+        """Save before the next pass: it may wait for the store, which may be restored from a snapshot meanwhile."""
+        with contextlib.suppress(WeftError):  # the pass says so
+            await self._save()
 
     async def _save(self) -> None:
         """Keep what is known of the store. Raises StateDamaged."""

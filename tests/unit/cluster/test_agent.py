@@ -319,6 +319,12 @@ async def test_what_a_host_has_of_blocks_is_kept_before_a_pass_ends(tmp_path: Pa
             return at is not None and (at.node, at.parts) == (block.node, block.parts)
 
         await until(is_kept, f"{block} in the file")
+    # Also where the watch has ended, and the list is read anew.
+    Path(path).unlink()
+    agent._saved = 0
+    following = asyncio.create_task(agent._follow())
+    await until(Path(path).exists, "the file of the list")
+    following.cancel()
     await found.stop()
     await found.store.close()
 
