@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -36,8 +37,9 @@ async def create(store: Store, wanted: Network) -> Network:
     check(wanted)
     for _ in range(_ATTEMPTS):
         found = await store.range(records.ROOT)
-        _require_free(wanted, found)
-        network = _with_port(replace(wanted, vni=_free_vni(found, wanted)), found)
+        others = _others(found)
+        _require_free(wanted, others)
+        network = _with_port(replace(wanted, vni=_free_vni(found, others, wanted)), others)
         outcome = await store.transact(
             [*_unchanged(found), Compare(network.key, "create", 0), Compare(records.vni_key(network.vni), "create", 0)],
             [
@@ -123,15 +125,15 @@ def check(network: Network) -> None:
                 f"invalid subnet {subnet}: too small for blocks with a prefix of {length}, one for each host",
                 hint="a block for each host: a /27 or wider for blocks of 16 addresses, a /16 for blocks of 256",
             )
-    for static in network.static:
-        if problem := static_problem(network, static):
-            raise BadOption(f"invalid static range {static}: it {problem}")
     four = next((one for one in network.subnets if one.version == 4), None)
     gateway = network.gateway
     if gateway is not None and (not isinstance(gateway, IPv4Address) or four is None or gateway not in four):
         raise BadOption(f"invalid gateway {gateway}: it is no IPv4 address of a subnet")
     if (at_vlan := network.vlan_gateway) is not None:
         _check_vlan(network, at_vlan, gateway or (four[1] if four is not None else None))
+    for static in network.static:
+        if problem := static_problem(network, static):
+            raise BadOption(f"invalid static range {static}: it {problem}")
 
 
 def _check_vlan(network: Network, at_vlan: VlanGateway, gateway: Address | None) -> None:
@@ -143,11 +145,12 @@ def _check_vlan(network: Network, at_vlan: VlanGateway, gateway: Address | None)
         raise BadOption(f"invalid vlan-range {at_vlan.range}: it has the network's gateway {gateway}")
 
 
-def _require_free(wanted: Network, found: Range) -> None:
-    for other in _others(found):
+def _require_free(wanted: Network, others: Iterable[Network]) -> None:
+    at_vlan = wanted.vlan_gateway
+    for other in others:
         if other.name == wanted.name:
             raise InUse(f"network with name {wanted.name} already exists", hint="choose another name")
-        at_vlan, there = wanted.vlan_gateway, other.vlan_gateway
+        there = other.vlan_gateway
         if at_vlan is not None and there is not None and replace(at_vlan, range=there.range) == there:
             raise InUse(
                 f"the VLAN at {at_vlan.parent} of host {at_vlan.host} is a part of network {other.name}",
@@ -162,9 +165,8 @@ def _require_free(wanted: Network, found: Range) -> None:
                 )
 
 
-def _with_port(network: Network, found: Range) -> Network:
+def _with_port(network: Network, others: Iterable[Network]) -> Network:
     """With a UDP port of its own, if it is encrypted by IPsec, whose policies know a network by its port."""
-    others = _others(found)
     if tunnels.is_ipsec(network):
         taken = {port: one.name for one in others for port in tunnels.ports(one)}
         if network.port == overlay.PORT:
@@ -184,10 +186,10 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def _free_vni(found: Range, wanted: Network) -> int:
+def _free_vni(found: Range, others: Iterable[Network], wanted: Network) -> int:
     """One that nobody has, and of which no UDP port is that of a network with IPsec."""
     taken = {one.key for one in found.entries}
-    ipsec = {one.port for one in _others(found) if tunnels.is_ipsec(one)}
+    ipsec = {one.port for one in others if tunnels.is_ipsec(one)}
     while True:
         vni = _FIRST_VNI + secrets.randbelow(overlay.LAST_VNI - _FIRST_VNI)
         derived = tunnels.ports(replace(wanted, vni=vni)) - {wanted.port}

@@ -158,7 +158,7 @@ async def test_each_vlan_is_part_of_one_network(tmp_path: Path) -> None:
     await networks.create(store, at_vlan("grey", "10.62.0.0/16", "10.62.9.0/24", vlan=100, parent="eth2"))
     routed = at_vlan("green", "10.63.0.0/16", "10.63.9.0/24")
     for wrong, why in (
-        (at_vlan("green", "10.63.0.0/16", "10.64.9.0/24"), "is not a part"),
+        (at_vlan("green", "10.63.0.0/16", "10.64.9.0/24"), "invalid vlan-range 10.64.9.0/24: it is not a part"),
         (at_vlan("green", "10.63.0.0/16", "10.63.9.0/26"), "whole blocks"),
         (at_vlan("green", "10.63.0.0/16", "10.63.0.0/24"), "has the network's gateway"),
         (replace(routed, keys={**routed.keys, "mode": "routed"}), "mode=l2"),
