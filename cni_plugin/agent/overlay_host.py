@@ -68,8 +68,8 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a container comes or goes, or claims an address; and when a network's record, this
-    host's address or a key does, and the kernel may differ from what it was.
+    """What changes when a container or a machine on a VLAN comes or goes, or claims an address; and when a
+    network's record, this host's address or a key does, and the kernel may differ from what it was.
     """
 
     containers: tuple[object, ...] = ()
@@ -183,8 +183,8 @@ class OverlayHost:
         # One that must not be used again was removed (weft.esp).
         keys = sorted(glob.glob(os.path.join(glob.escape(self.folders.overlay), "*.key")))
         return Stamp(
-            (*leased, _changed(os.path.join(run, claims.FOLDER))),
-            (*joined, _changed(os.path.join(run, "networks")), address, seen, *keys),
+            (*leased, _changed(os.path.join(run, claims.FOLDER)), seen),
+            (*joined, _changed(os.path.join(run, "networks")), address, *keys),
         )
 
     def join(self, network: Network, own: Json, peers: Json, full: bool) -> list[str]:
