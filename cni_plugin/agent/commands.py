@@ -23,7 +23,7 @@ class Commands:
     """Runs one at a time; others wait."""
 
     def __init__(self) -> None:
-        self._one = asyncio.Semaphore(1)
+        self._one = asyncio.Lock()
 
     async def run(self, arguments: Sequence[str]) -> Finished:
         """Run ``weft`` to its end. Raises OSError, TimeoutError."""

@@ -245,14 +245,15 @@ def _masked(parts: list[object], situation: Situation) -> object:
 
 def _meta(body: Json, situation: Situation) -> object:
     packet = situation.packet
+    if (key := str(body["key"])) in ("iifgroup", "oifgroup"):  # asks the kernel
+        return situation.around.group(packet.incoming if key == "iifgroup" else packet.outgoing)
     protocol = {4: "ip", 6: "ip6"}[packet.version]
     group = "multicast" if packet.destination.is_multicast else "host"
     return {
         "iifname": packet.incoming, "iif": packet.incoming, "oifname": packet.outgoing, "oif": packet.outgoing,
         "l4proto": packet.protocol, "protocol": protocol, "mark": packet.mark, "nfproto": f"ipv{packet.version}",
-        "pkttype": group, "iifgroup": situation.around.group(packet.incoming),
-        "oifgroup": situation.around.group(packet.outgoing),
-    }.get(str(body["key"]), UNKNOWN)  # fmt: skip
+        "pkttype": group,
+    }.get(key, UNKNOWN)  # fmt: skip
 
 
 def _payload(body: Json, situation: Situation) -> object:

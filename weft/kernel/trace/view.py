@@ -54,9 +54,6 @@ class View:
         """Whether the address is one of this namespace's own."""
         return any(own == address for _, own in self.own)
 
-    def forwards(self, version: int) -> bool:
-        return self._namespace.sysctl(forwarding(version)) == "1"
-
     def decided(self, decision: Decision) -> tuple[str, ...]:
         """The rules that led to a decision and the one that made it, each as nft lists it, with its chain."""
         return tuple(f"{one.chain}: {self.text(one)}" for one in (*decision.trail, decision.rule))
