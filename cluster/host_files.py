@@ -121,6 +121,7 @@ def peers_file(
     known |= dict.fromkeys((one.key for one in tunnels.parsed(keys, network)), "this host")
     peers: list[Json] = []
     left_out: dict[str, str] = {}
+    gateway = network.vlan_gateway
     others = [one for node in owners.keys() - {host.node} if (one := members.get(node)) is not None]
     for member in sorted(others, key=lambda one: (one.created, one.node)):
         if member.problem:
@@ -134,12 +135,13 @@ def peers_file(
         if problem := overlay.peer_problem(peer, found, known):
             left_out[member.node] = problem
             continue
+        machines = (gateway.range,) if gateway is not None and gateway.host == member.node else ()
         peers.append(
             {
                 "name": member.node,
                 "underlay": member.underlay,
                 "mac": member.mac,
-                "blocks": [str(one) for one in (*peer.blocks, *_machines(network, member.node))],
+                "blocks": [str(one) for one in (*peer.blocks, *machines)],
                 **({"mtu": mtu} if mtu else {}),
                 **({tunnels.KEYS: member.keys[tunnels.KEYS]} if public else {}),
                 **({PORTS: member.keys[PORTS]} if PORTS in member.keys and network.mode == L2 else {}),
@@ -147,12 +149,6 @@ def peers_file(
         )
     peers.sort(key=lambda one: str(one["name"]))
     return {"format": overlay.FORMAT, "network": network.name, "peers": peers}, left_out
-
-
-def _machines(network: Network, node: str) -> tuple[Subnet, ...]:
-    """The addresses of the machines on the VLAN that a host is the gateway of."""
-    gateway = network.vlan_gateway
-    return (gateway.range,) if gateway is not None and gateway.host == node else ()
 
 
 def text(document: Json) -> bytes:

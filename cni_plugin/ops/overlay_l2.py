@@ -59,8 +59,10 @@ def desired(network: OverlayNetwork, peers: Iterable[Peer], bridge: str, there: 
     for to, port in sorted(ports, key=lambda one: not _is_machine(network, one[1])):
         if port.mac not in there or not _is_machine(network, port):
             _put_port(found, port.mac, port.addresses, to, bridge)
+    at_vlan = network.vlan_gateway.range if network.vlan_gateway is not None else None
     for peer in known:
-        own_addresses = first_addresses(peer.blocks, network.gateway).values()
+        # The range of a VLAN's machines is listed with the blocks, and has no address of a host.
+        own_addresses = first_addresses((one for one in peer.blocks if one != at_vlan), network.gateway).values()
         _put_port(found, peer.mac, own_addresses, network.vtep_of(peer), bridge)
     return found
 

@@ -12,7 +12,7 @@ from cni_plugin.ops import overlay_l2
 from cni_plugin.ops.overlay_gateway import machines
 from weft import claims
 from weft.errors import ConfigProblem
-from weft.kernel.values import Element, FdbEntry
+from weft.kernel.values import Element, FdbEntry, Neighbour
 from weft.overlay import OverlayNetwork, Peer
 from weft.overlay_modes import ContainerPort, VlanGateway, encoded, parse_ports
 
@@ -75,6 +75,18 @@ def test_rows_of_machines_give_way_to_those_of_containers() -> None:
     rows = overlay_l2.desired(here, peers, "br", frozenset({MACS[5]})).values()
     to = {row.mac: str(row.destination) for row in rows if isinstance(row, FdbEntry) and row.destination}
     assert to == {MACS[1]: "192.0.2.2", MACS[2]: "192.0.2.3", MACS[3]: "192.0.2.2", MACS[4]: "192.0.2.3"}
+
+
+def test_the_range_of_machines_has_no_address_of_their_gateways_host() -> None:
+    """Also where that host has no whole block, and its address is that of a container."""
+    gateway = VlanGateway("h2", "eth1", 0, IPv4Network("10.60.9.0/24"))
+    here = OverlayNetwork(
+        "blue", 100, MACS[0], ip_address("192.0.2.1"), 1450, (ip_network("10.60.0.0/16"),),
+        (ip_network("10.60.1.0/24"),), mode="l2", vlan_gateway=gateway,
+    )  # fmt: skip
+    peer = Peer("h2", ip_address("192.0.2.2"), MACS[1], (ip_network("10.60.240.7/32"), gateway.range))
+    rows = overlay_l2.desired(here, [peer], "br").values()
+    assert [str(row.address) for row in rows if isinstance(row, Neighbour)] == ["10.60.240.7"]
 
 
 def test_a_claim_is_answered_once_and_removed(tmp_path: Path) -> None:
