@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 
+from weft.checksum import internet_checksum
 from weft.types import Address
 
 _DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
@@ -90,7 +91,7 @@ class Echo:
         body = token.ljust(max(size - HEADERS[version], len(token)), b"w")
         head = struct.pack("!BBHHH", _REQUEST[version], 0, 0, self._identity, number)
         if version == 4:
-            head = struct.pack("!BBHHH", _REQUEST[version], 0, _checksum(head + body), self._identity, number)
+            head = struct.pack("!BBHHH", _REQUEST[version], 0, internet_checksum(head + body), self._identity, number)
         answered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting[number] = token, answered
         sent = time.monotonic()
@@ -115,13 +116,3 @@ class Echo:
                 token, answered = self._waiting.get(struct.unpack("!H", data[6:8])[0], (b"", None))
                 if answered is not None and not answered.done() and data[8:16] == token:
                     answered.set_result(arrived)
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1])) + (
-        data[-1] << 8 if len(data) & 1 else 0
-    )
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

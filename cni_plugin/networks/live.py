@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from weft.kernel.linux.live import Sent, Step
+from weft.kernel.linux.live import SECONDS, Sent, Step
 from weft.kernel.trace.hops import Way
 from weft.kernel.trace.packet import Packet
 from weft.kernel.trace.ruleset import Match, RuleId
@@ -54,7 +54,7 @@ def _named(rule: RuleId, text: Callable[[RuleId], str]) -> str:
 def _verdict(sent: Sent) -> str:
     if dropped := sent.dropped:
         return f"dropped by {dropped.table} {dropped.chain}"
-    return sent.answer or "no rule of this host dropped it, and no answer came within 0.9 s"
+    return sent.answer or f"no rule of this host dropped it, and no answer came within {SECONDS} s"
 
 
 def _end(way: Way, sent: Sent) -> list[str]:

@@ -110,6 +110,19 @@ def _mounted() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def entered(namespace: NamespaceId) -> Iterator[None]:
+    """``inside`` a namespace by its path. Raises NamespaceProblem if the path is another one now, KernelRefused."""
+    descriptor, found = open_namespace(namespace.path)
+    try:
+        if not found.same(namespace):
+            raise NamespaceProblem(f"{namespace.path} is another network namespace now")
+        with inside(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def inside(descriptor: int) -> Iterator[None]:
     """Run the block with the calling thread in the namespace, then return to the previous one.
 

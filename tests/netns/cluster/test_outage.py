@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import namespaces
-from lab.dns import ask, question, read, records
 from lab.etcd import KILL, Cluster
 from lab.hosts import Machines
 from lab.waiting import until
@@ -86,9 +84,7 @@ class Shop:
 
     def resolved(self, number: int, name: str) -> set[str]:
         """By the resolver of a host's client."""
-        with namespaces.inside(self.hosts[number].inside(f"k{number}")):
-            reply = ask(_RESOLVER, 53, question(name), timeout=2)
-        return {text.rpartition(" ")[2] for text in records(read(reply).answer)} if reply else set()
+        return set(self.hosts[number].resolved(f"k{number}", name, _RESOLVER))
 
     def answers(self, number: int) -> str:
         """The server that answers a host's client by the virtual address, "" if none."""

@@ -13,10 +13,11 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from struct import pack
 
+from weft.checksum import internet_checksum
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel import netns
 from weft.kernel.netlink.attributes import get_string, parse
@@ -49,8 +50,8 @@ _OWN = "weft-trace-"
 _FIRST = "-10000"  # a priority before all others'
 _HOOKS = {"inet": ("prerouting", "output"), "bridge": ("prerouting",)}
 _ECHO = {4: (8, 0), 6: (128, 129)}  # the types of ICMP's echo request and reply
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class LivePacket:
         family = socket.AF_INET if source.version == 4 else socket.AF_INET6
         kind = socket.SOCK_RAW if self._is_echo else _KINDS[self._protocol]
         try:
-            with self._entered():
+            with nullcontext() if self._sender is None else netns.entered(self._sender):
                 self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, _PROTOCOLS[self._protocol])
             self._undo.callback(self._socket.close)
             self._socket.bind((str(source), 0))
@@ -128,15 +129,6 @@ class LivePacket:
                         "this kernel has no nftables tables that end with their owner", hint="Linux 5.12 has them"
                     )
             return self._listen(trace, self._start())
-
-    def _entered(self) -> AbstractContextManager[None]:
-        if self._sender is None:
-            return nullcontext()
-        descriptor, found = netns.open_namespace(self._sender.path)
-        self._undo.callback(os.close, descriptor)
-        if not found.same(self._sender):
-            raise KernelRefused(f"{self._sender.path} is another network namespace now")
-        return netns.inside(descriptor)
 
     def _table(self, family: str) -> Table:
         version = "ip" if self._source.version == 4 else "ip6"
@@ -166,8 +158,7 @@ class LivePacket:
     def _echo(self) -> bytes:
         request = _ECHO[self._source.version][0]
         blank = pack("!BBHHH", request, 0, 0, self._number, 1)
-        total = sum(int.from_bytes(blank[at : at + 2], "big") for at in range(0, len(blank), 2))
-        return blank[:2] + pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + blank[4:]
+        return blank[:2] + pack("!H", internet_checksum(blank)) + blank[4:]
 
     def _listen(self, trace: NetlinkSocket, answer: str) -> Sent:
         poll = select.poll()

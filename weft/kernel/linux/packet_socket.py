@@ -6,14 +6,13 @@ Its BPF filter accepts only unfragmented UDP to port 68. Source: ``packet(7)``, 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 from array import array
 from ipaddress import IPv4Address
 from struct import pack
 
-from weft.errors import KernelRefused, Missing, NamespaceProblem
+from weft.errors import KernelRefused, Missing
 from weft.kernel import netns
 from weft.types import NamespaceId
 
@@ -46,14 +45,8 @@ class PacketSocket:
 
     def __init__(self, namespace: NamespaceId, link: str) -> None:
         """Raises NamespaceProblem if the path is another namespace now, Missing, KernelRefused."""
-        descriptor, found = netns.open_namespace(namespace.path)
-        try:
-            if not found.same(namespace):
-                raise NamespaceProblem(f"{namespace.path} is another network namespace now")
-            with netns.inside(descriptor):
-                self._socket = _open(link)
-        finally:
-            os.close(descriptor)
+        with netns.entered(namespace):
+            self._socket = _open(link)
         self._link = link
         self.mac = self._socket.getsockname()[4][:6].hex(":")
 
