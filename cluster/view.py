@@ -127,6 +127,8 @@ class View:
         self.doubted = regressed or vanished > max(MOST_LOST * len(others), _FEW)
         if not self.doubted:
             missing = [one for one in missing if self._is_block_of(one.key, there)]
+        # Its owner may have written it again already, and no change will follow.
+        older = [one for one in older if there[one.key].value != one.value]
         self.held = {one.key: there.get(one.key) for one in (*missing, *older)}
         entries, values = self._entries, self._values
         self._entries, self._values, self.damaged = {}, {}, {}

@@ -205,6 +205,14 @@ def test_a_list_that_has_lost_records_is_not_believed() -> None:
     older.load(Range(tuple(entries(3)), 50), "h1")
     older.load(Range((), 3), "h1")
     assert older.networks().keys() == {"blue"} and len(older.held) == len(entries(3)), "an older store"
+    again, changed = Entry(records.LIST, b"blue", 2, 2, 1), Entry(records.LIST, b"green", 2, 2, 1)
+    for entry, held in ((again, set[str]()), (changed, {records.LIST})):
+        written = View()
+        written.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
+        written.load(Range((entry,), 2), "h1")
+        assert written.doubted and written.held.keys() == held, "another host may have written it again before"
+        found = written.entry(records.LIST)
+        assert found is not None and found.value == b"blue"
     removed = View()
     removed.load(Range(tuple(entries(3)), 50), "h1")
     removed.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
