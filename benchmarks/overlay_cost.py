@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane.overlay import OVERLAY_PEERS4
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import overlay_rows
 from cni_plugin.ops.overlay_rows import actual, changes, desired, undoing
@@ -249,7 +249,7 @@ def _weft(host: Host, kernel: LinuxKernel, count: int) -> dict[str, float]:
     known = overlay.read_peers(overlay.read_network(path, "big"), path)
     started = time.process_time()
     mark = identity.mark("overlay", "big")
-    kernel.rules.add(Element(packets.OVERLAY_PEERS4, (one.underlay, 4789, 9), mark=mark) for one in known)
+    kernel.rules.add(Element(OVERLAY_PEERS4, (one.underlay, 4789, 9), mark=mark) for one in known)
     found["known peers in nftables, CPU"] = time.process_time() - started
     assert pass_("program") > 4 * count
     assert pass_("compare again") == 0

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import replace
 from ipaddress import ip_interface
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import nat
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.docker import overlays
 from cni_plugin.docker.state import Endpoint, Json, Network
@@ -34,7 +34,7 @@ PORTS, NAMES = "portmap", "dnsname"
 """The plugins that publish the ports and names of an endpoint: attachments of their own, chained to the
 first. Docker asks for ports later, and only on one of the container's networks; names come from its API.
 """
-_PORTS = (packets.PORTS4, packets.PORTS4_AT, packets.PORTS6, packets.PORTS6_AT)
+_PORTS = (nat.PORTS4, nat.PORTS4_AT, nat.PORTS6, nat.PORTS6_AT)
 _LINK_PREFIX = "weft"
 
 

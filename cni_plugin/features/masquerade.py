@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import nat
 from cni_plugin.ops.firewalls import commented
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -30,8 +30,8 @@ FEATURE = Feature(
     ),
     abilities=("nftables nat", "nftables fib", "weft's rules"),
 )
-_SOURCES = {4: packets.MASQUERADE4, 6: packets.MASQUERADE6}
-_LOCAL = {4: packets.MASQUERADE_EXEMPT4, 6: packets.MASQUERADE_EXEMPT6}
+_SOURCES = {4: nat.MASQUERADE4, 6: nat.MASQUERADE6}
+_LOCAL = {4: nat.MASQUERADE_EXEMPT4, 6: nat.MASQUERADE_EXEMPT6}
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _CHAIN = "WEFT-MASQ"
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import nat
 from cni_plugin.ops.firewalls import passed_on
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
@@ -46,9 +46,9 @@ FEATURE = Feature(Stage.NAMES, section=False, plugin="dnsname", keys=("names", "
 SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
 _DNS, _PORT = ("udp", "tcp"), 53
-_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
-_SERVER = {4: packets.DNS_SERVER4, 6: packets.DNS_SERVER6}
-_REDIRECTED = {4: packets.DNS_REDIRECTED4, 6: packets.DNS_REDIRECTED6}
+_AT = {4: nat.PORTS4_AT, 6: nat.PORTS6_AT}
+_SERVER = {4: nat.DNS_SERVER4, 6: nat.DNS_SERVER6}
+_REDIRECTED = {4: nat.DNS_REDIRECTED4, 6: nat.DNS_REDIRECTED6}
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
 _CHECK_TEXTS = (
     "interval", "timeout", "deregister_critical_service_after", "method", "body", "tls_server_name", "status",

@@ -9,7 +9,7 @@ are rules in the chain WEFT-PORTS. Connections are recognised by their conntrack
 ``markMasqBit`` and ``externalSetMarkChain`` (not with nftables) are accepted and no mark is set.
 
 A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too,
-as elements of ``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the
+as elements of ``nat.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the
 container (not with macvlan), and unless ``snat`` is false, since the container must see an address that
 it can answer.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import nat
 from cni_plugin.ops.firewalls import commented
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.interface import hairpin
@@ -53,15 +53,15 @@ _LINK_LOCAL = (
     "leave out hostIP to publish the port at all of them"
 )
 _NAMES = {4: "conditionsV4", 6: "conditionsV6"}
-_ANYWHERE = {4: packets.PORTS4, 6: packets.PORTS6}
-_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
-_LOOPBACK = {4: packets.LOOPBACK_PORTS4, 6: packets.LOOPBACK_PORTS6}
-_LOOPBACK_AT = {4: packets.LOOPBACK_PORTS4_AT, 6: packets.LOOPBACK_PORTS6_AT}
+_ANYWHERE = {4: nat.PORTS4, 6: nat.PORTS6}
+_AT = {4: nat.PORTS4_AT, 6: nat.PORTS6_AT}
+_LOOPBACK = {4: nat.LOOPBACK_PORTS4, 6: nat.LOOPBACK_PORTS6}
+_LOOPBACK_AT = {4: nat.LOOPBACK_PORTS4_AT, 6: nat.LOOPBACK_PORTS6_AT}
 _LOCALHOST = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
-_STAND_IN = {4: packets.LOOPBACK_SOURCE4, 6: packets.LOOPBACK_SOURCE6}
-_HAIRPIN = {4: packets.HAIRPIN4, 6: packets.HAIRPIN6}
-_SELF = {4: packets.HAIRPIN_SELF4, 6: packets.HAIRPIN_SELF6}
-_MASQUERADE_ALL = {4: packets.MASQUERADE_ALL4, 6: packets.MASQUERADE_ALL6}
+_STAND_IN = {4: nat.LOOPBACK_SOURCE4, 6: nat.LOOPBACK_SOURCE6}
+_HAIRPIN = {4: nat.HAIRPIN4, 6: nat.HAIRPIN6}
+_SELF = {4: nat.HAIRPIN_SELF4, 6: nat.HAIRPIN_SELF6}
+_MASQUERADE_ALL = {4: nat.MASQUERADE_ALL4, 6: nat.MASQUERADE_ALL6}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT, PUBLISHED
+from cni_plugin.dataplane.nat import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT, PUBLISHED
 from cni_plugin.networks import owners
 from cni_plugin.networks.owners import OwnerName
 from cni_plugin.ops import Announced, Elements

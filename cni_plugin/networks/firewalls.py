@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cni_plugin.dataplane.packets import INTERNAL_LINKS, PORTS
+from cni_plugin.dataplane.nat import PORTS
+from cni_plugin.dataplane.packets import INTERNAL_LINKS
 from cni_plugin.ops import Elements, PassedOn
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.interface import host_link

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
+from cni_plugin.dataplane.nat import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.dataplane.tables import TABLES, in_use
 from cni_plugin.ops.operation import Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks

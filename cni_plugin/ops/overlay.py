@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cni_plugin.dataplane import packets
+from cni_plugin.dataplane.overlay import (
+    OVERLAY_ENCRYPTED_VNIS,
+    OVERLAY_IPSEC_VNIS,
+    OVERLAY_LINKS,
+    OVERLAY_PEERS4,
+    OVERLAY_PEERS6,
+    OVERLAY_VNIS,
+)
 from cni_plugin.ops import overlay_l2
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
@@ -38,7 +46,7 @@ from weft.overlay_modes import L2
 from weft.types import Side, Subnet
 
 _TTL, _DF_SET = 64, 1
-_PEERS = {4: packets.OVERLAY_PEERS4, 6: packets.OVERLAY_PEERS6}
+_PEERS = {4: OVERLAY_PEERS4, 6: OVERLAY_PEERS6}
 _CHANGEABLE = frozenset({"vxlan_local", "vxlan_local6"})
 """Options of a VXLAN link that can be changed while it is in use; the others need a new link."""
 
@@ -256,14 +264,14 @@ class OverlayRows(Operation):
 
 def vni_elements(mark: str, network: OverlayNetwork) -> tuple[Element, ...]:
     """The elements by which VXLAN packets of the network are known, and that they must be encrypted."""
-    every = packets.OVERLAY_VNIS, packets.OVERLAY_ENCRYPTED_VNIS, packets.OVERLAY_IPSEC_VNIS
+    every = OVERLAY_VNIS, OVERLAY_ENCRYPTED_VNIS, OVERLAY_IPSEC_VNIS
     names = every[: {"": 1, overlay.WIREGUARD: 2, overlay.IPSEC: 3}[network.encryption]]
     return tuple(Element(name, (network.port, network.vni), mark=mark) for name in names)
 
 
 def tunnel_elements(mark: str, link: str, bridge: str) -> tuple[Element, ...]:
     """The elements that let packets from the VXLAN link to the network's own bridge alone."""
-    names = ((packets.OVERLAY_LINKS, (link,)), (packets.INTRA_NETWORK_LINKS, (link, bridge)))
+    names = ((OVERLAY_LINKS, (link,)), (packets.INTRA_NETWORK_LINKS, (link, bridge)))
     return tuple(Element(name, key, mark=mark) for name, key in names)
 
 

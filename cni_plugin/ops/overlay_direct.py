@@ -11,17 +11,25 @@ from ipaddress import ip_network
 from typing import ClassVar
 
 from cni_plugin.dataplane import packets
+from cni_plugin.dataplane.overlay import (
+    DIRECT_CLOSED4,
+    DIRECT_CLOSED6,
+    DIRECT_PEERS4,
+    DIRECT_PEERS6,
+    DIRECT_ROUTED4,
+    DIRECT_ROUTED6,
+)
 from cni_plugin.ops.operation import Machine
 from cni_plugin.ops.overlay import PeerElements
 from cni_plugin.ops.overlay_rows import segments
 from weft.kernel.values import Element
 from weft.overlay import OverlayNetwork, Peer
 
-_SETS = {4: packets.DIRECT_PEERS4, 6: packets.DIRECT_PEERS6}
+_SETS = {4: DIRECT_PEERS4, 6: DIRECT_PEERS6}
 _WITHIN = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
 _ISOLATED = {
-    "closed": {4: packets.DIRECT_CLOSED4, 6: packets.DIRECT_CLOSED6},
-    "routed": {4: packets.DIRECT_ROUTED4, 6: packets.DIRECT_ROUTED6},
+    "closed": {4: DIRECT_CLOSED4, 6: DIRECT_CLOSED6},
+    "routed": {4: DIRECT_ROUTED4, 6: DIRECT_ROUTED6},
 }
 
 

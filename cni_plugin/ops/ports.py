@@ -8,14 +8,14 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import nat
 from cni_plugin.ops.bridges import Port
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Missing
 from weft.kernel.values import Flow, Listener
 from weft.types import Address, Side
 
-_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
+_AT = {4: nat.PORTS4_AT, 6: nat.PORTS6_AT}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Flag, auto
 
-from cni_plugin.dataplane.packets import PORTS
+from cni_plugin.dataplane.nat import PORTS
 from cni_plugin.ops import BaseRules, Elements, Gateways, Port, Veth, groups
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor

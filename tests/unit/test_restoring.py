@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.dataplane.packets import CLOSED_LINKS, PORTS, PORTS4
+from cni_plugin.dataplane.nat import PORTS, PORTS4
+from cni_plugin.dataplane.packets import CLOSED_LINKS
 from cni_plugin.ops.groups import POLICIES
 from cni_plugin.service import shared
 from lab.calls import Weft

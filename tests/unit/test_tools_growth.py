@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cni_plugin.cli import listing, tool
-from cni_plugin.dataplane.packets import PORTS4
+from cni_plugin.dataplane.nat import PORTS4
 from cni_plugin.networks import attachments, conflists, findings, leases, pools
 from cni_plugin.ops import Elements
 from cni_plugin.service import gc, records, shared

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from unit.nft.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
 
 from cni_plugin.cli.ruleset import document
-from cni_plugin.dataplane import frames, limits, packets, uplink
+from cni_plugin.dataplane import frames, limits, nat, overlay, packets, uplink
 from cni_plugin.dataplane.tables import TABLES
 from discovery.balancer.rules import tables as balancer_tables
 from weft.errors import KernelLacks, KernelRefused, Missing
@@ -40,6 +40,7 @@ def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
         "PUBLISHED",
         "LOOPBACK_SOURCE4",
         "LOOPBACK_SOURCE6",
+        "PACKET",
         "TABLE",
         "SAMPLED",
         "EXACT",
@@ -51,8 +52,8 @@ def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
         "DOWNLOAD_LINK",
         "DEFAULT",
     )
-    constants = {**vars(packets), **vars(frames), **vars(limits), **vars(uplink)}
-    names = {value for name, value in constants.items() if name.isupper() and name[0] != "_" and name not in others}
+    constants = [one for each in (packets, frames, limits, nat, overlay, uplink) for one in vars(each).items()]
+    names = {value for name, value in constants if name.isupper() and name[0] != "_" and name not in others}
     read = {frames.VLAN_MACHINES4}  # which packets add to, and the agent reads
     assert names - read == {name for name, shape in SHAPES.items() if "dynamic" not in shape.flags}
     asked = names - {uplink.UPLINK_CLASSES}  # which says whose each class is, to weft alone
@@ -82,8 +83,8 @@ def test_types_of_sets_and_maps() -> None:
     assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
     assert SHAPES["masquerade_exempt6"] == Shape("masquerade_exempt6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
     assert SHAPES["ports4_at"].key == ("ipv4_addr", "inet_proto", "inet_service")
-    assert {name for name in SHAPES if name.startswith(("ports", "loopback"))} == packets.PORTS
-    assert all(f"saddr {one} oifname" in TABLES.text for one in (packets.LOOPBACK_SOURCE4, packets.LOOPBACK_SOURCE6))
+    assert {name for name in SHAPES if name.startswith(("ports", "loopback"))} == nat.PORTS
+    assert all(f"saddr {one} oifname" in TABLES.text for one in (nat.LOOPBACK_SOURCE4, nat.LOOPBACK_SOURCE6))
     assert SHAPES["ports4_at"].data == ("ipv4_addr", "inet_service")
     assert SHAPES["nd_targets6"] == Shape("nd_targets6", ("ifname", "bits128"), table="bridge weft")
 
