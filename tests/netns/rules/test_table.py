@@ -234,7 +234,7 @@ def test_processes_that_follow_each_other_keep_what_was_verified(
         namespaces.unshare()  # as if the inode number, and with it the folder, were the same
         with process() as one:
             while one.ask(NftSocket.generation) < generation:
-                one._do("add table ip other\ndelete table ip other\n")
+                one._connection.run("add table ip other\ndelete table ip other\n")
             assert one.lacks(TABLES) == "the table inet weft is missing" and surveys
 
     with ThreadPoolExecutor() as thread:
@@ -331,9 +331,9 @@ class MessageCounter:
     def __init__(self, nft: Nft) -> None:
         nft.missing(())
         self._nft = nft
-        assert nft._nft_socket is not None
-        self._socket = nft._nft_socket._socket
-        nft._nft_socket._socket = self  # type: ignore[assignment]
+        assert nft._connection._nft_socket is not None
+        self._socket = nft._connection._nft_socket._socket
+        nft._connection._nft_socket._socket = self  # type: ignore[assignment]
         self.said = self.heard = 0
 
     def send(self, data: bytes) -> int:
@@ -352,7 +352,7 @@ class MessageCounter:
         """The number of messages sent for ``work`` and of bytes received."""
         self.said = self.heard = 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self._nft, "_do", lambda *_, **__: pytest.fail("libnftables was used"))
+            patch.setattr(self._nft._connection, "run", lambda *_, **__: pytest.fail("libnftables was used"))
             work()
         return self.said, self.heard
 

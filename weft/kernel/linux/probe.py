@@ -72,7 +72,7 @@ def abilities(ruleset: str, links: Sequence[LinkTrial]) -> tuple[Ability, ...]:
     found = privileges()
     if any(one.problem for one in found):
         return found
-    from weft.kernel.nft.ruleset import in_new_namespace
+    from weft.kernel.nft.connection import in_new_namespace
 
     try:
         return (*found, *in_new_namespace(lambda: _probe_all(ruleset, links)))

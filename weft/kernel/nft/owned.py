@@ -38,8 +38,8 @@ from weft.kernel.netlink.constants import (
     NLM_F_APPEND,
     NLM_F_CREATE,
 )
+from weft.kernel.nft.connection import in_new_namespace
 from weft.kernel.nft.library import Runner, refuse, runner
-from weft.kernel.nft.ruleset import in_new_namespace
 from weft.kernel.nft.socket import Change, NftSocket
 from weft.kernel.schema import Table
 

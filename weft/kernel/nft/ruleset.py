@@ -9,8 +9,6 @@ another listing of nft's. Sources: nft(8), libnftables(3).
 
 from __future__ import annotations
 
-import os
-from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from errno import ERESTART
@@ -19,9 +17,10 @@ from typing import TypeVar, cast
 
 from weft.errors import Busy, Exists, KernelRefused, Missing
 from weft.kernel.interface import Ruleset
+from weft.kernel.nft.connection import Connection, in_new_namespace
 from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
-from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
+from weft.kernel.nft.library import Runner, refuse, runner
 from weft.kernel.nft.limits import checked_limit
 from weft.kernel.nft.lookup import dump, keys, look_up, mark_digests, owned
 from weft.kernel.nft.lookup import element as marked
@@ -38,7 +37,6 @@ _STAMP = "stamp"
 _STAMP_COMMENT = "fingerprint of this ruleset, by which weft notices changes; no packet comes here"
 _ATTEMPTS = 5  # of a transaction that another process's came before
 _LAST_GENERATION = 0xFFFFFFFF  # after which the kernel counts from 1 again
-_INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
 
 
 class Nft:
@@ -59,32 +57,23 @@ class Nft:
     ) -> None:
         self._tables = tables
         self._make = make
+        self._connection = Connection(make)
         self._verified = verified or (StoredGeneration(stored) if stored else VerifiedGeneration())
-        self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._lock = allocate_lock()
-        self._runner: Runner | None = None
-        self._nft_socket: NftSocket | None = None
         self._shapes: dict[str, Shape] = {}
         self._plain = False
 
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
         self._verified.save()
-        self.forked()
-        with self._lock:
-            if self._namespace >= 0:
-                os.close(self._namespace)
-                self._namespace = -1
+        self._connection.close()
 
     def forked(self) -> None:
         """Close the library and the sockets, which are opened again when they are used."""
-        with self._lock:
-            if self._runner is not None:
-                self._runner.close()
-                self._runner = None
-            if self._nft_socket is not None:
-                self._nft_socket.close()
-                self._nft_socket = None
+        self._connection.forked()
+
+    def ask(self, work: Callable[[NftSocket], T]) -> T:
+        """Call with the netlink socket of this object's namespace."""
+        return self._connection.ask(work)
 
     # Tables
 
@@ -154,7 +143,7 @@ class Nft:
             fresh = self._declaring(
                 lambda comments: in_new_namespace(lambda: _fresh_listings(tables, comments, self._make))
             )
-            there = {table: self._do(f"list table {table}\n", terse=True) for table in tables.names}
+            there = {table: self._connection.run(f"list table {table}\n", terse=True) for table in tables.names}
             for table in tables.tables:
                 name = str(table)
                 wanted = listed(fresh[name], name, declared_names(table))
@@ -164,7 +153,7 @@ class Nft:
         except KernelRefused:
             return f"the nftables tables {' and '.join(tables.names)} are not as they were installed"
         with suppress(KernelRefused):
-            self._do(_stamping(tables, found, not self._plain))
+            self._connection.run(_stamping(tables, found, not self._plain))
         return None
 
     def _holds(self, shape: Shape, elements: tuple[str, ...]) -> bool:
@@ -186,7 +175,7 @@ class Nft:
         for attempt in range(_ATTEMPTS):
             found = self._survey()
             for table in found.dormant:  # a table cannot become active and change at once
-                self._do(f"add table {table}\n")
+                self._connection.run(f"add table {table}\n")
             try:
                 self._declare(found)
                 break
@@ -195,13 +184,13 @@ class Nft:
                     raise
         found = self._survey()
         if not found.missing:
-            self._do(_stamping(tables, found, not self._plain))
+            self._connection.run(_stamping(tables, found, not self._plain))
 
     def _declare(self, found: Survey) -> None:
         def read(shape: Shape) -> list[Entry]:
             return self.ask(lambda nft_socket: dump(nft_socket, shape))
 
-        self._declaring(lambda comments: self._do(script(self._tables, found, read, comments)))
+        self._declaring(lambda comments: self._connection.run(script(self._tables, found, read, comments)))
 
     def _declaring(self, work: Callable[[bool], T]) -> T:
         """Call with True, and again with False if this nftables takes no comments on tables, chains
@@ -221,10 +210,10 @@ class Nft:
         inet weft`` …
         """
         # "add" first, so that missing is fine with any version.
-        self._do("".join(f"add table {table}\ndelete table {table}\n" for table in self._tables.names))
+        self._connection.run("".join(f"add table {table}\ndelete table {table}\n" for table in self._tables.names))
         for table in self._tables.beside:
             with suppress(KernelRefused):  # missing, or another process's, which deletes it
-                self._do(f"delete table {table}\n")
+                self._connection.run(f"delete table {table}\n")
 
     # Elements
 
@@ -265,7 +254,7 @@ class Nft:
                     there = self._there(wanted)
                     mine = [one for key, one in wanted.items() if _owned(one, there.get(key))]
                     if mine:
-                        self._do(commands("delete", [(self._shapes[one.collection], one) for one in mine]))
+                        self._connection.run(commands("delete", [(self._shapes[one.collection], one) for one in mine]))
                 return
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
@@ -368,7 +357,7 @@ class Nft:
         if all(writable(shape) for shape, _ in items):
             self._change(creations(items))
         else:
-            self._do(commands("create", items))
+            self._connection.run(commands("create", items))
 
     def _delete(self, elements: Iterable[Element]) -> None:
         """Look for all, then delete those that bear their mark."""
@@ -429,72 +418,6 @@ class Nft:
 
     def _survey(self) -> Survey:
         return self.ask(lambda nft_socket: survey(nft_socket, self._tables.names, _STAMP))
-
-    def ask(self, work: Callable[[NftSocket], T]) -> T:
-        """Call with the netlink socket of this object's namespace."""
-
-        with self._lock:
-            if self._nft_socket is None:
-                self._nft_socket = self._at_home(NftSocket)
-            try:
-                return work(self._nft_socket)
-            except BaseException:  # answers may still come: never to the next question
-                self._nft_socket.close()
-                self._nft_socket = None
-                raise
-
-    def _do(self, commands: str, *, terse: bool = False) -> str:
-        """Run commands in this object's namespace. Raises a KernelRefused with nftables' message."""
-        with self._lock:
-            for _ in range(_ATTEMPTS):
-                output, errors = self._at_home(lambda: self._run(commands, terse))
-                if _INTERRUPTED not in errors:
-                    break
-        if errors:
-            refuse(errors)
-        return output
-
-    def _run(self, commands: str, terse: bool) -> Answer:
-        if self._runner is None:
-            self._runner = self._make()
-        return self._runner.run(commands, terse=terse)
-
-    def _at_home(self, work: Callable[[], T]) -> T:
-        """Call in this object's namespace, in a new thread if this one is in another."""
-        if self._namespace < 0:
-            raise KernelRefused("these nftables rules are closed")
-        here = os.stat("/proc/thread-self/ns/net")
-        home = os.fstat(self._namespace)
-        if (here.st_dev, here.st_ino) == (home.st_dev, home.st_ino):
-            return work()
-        return _in_thread(lambda: enter_namespace(self._namespace), work)
-
-
-def in_new_namespace(work: Callable[[], T]) -> T:
-    """Do the work in an empty network namespace that ends with it; this thread stays where it is."""
-    return _in_thread(leave_namespace, work)
-
-
-def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
-    """Call in a new thread that has moved to another namespace."""
-    from threading import Thread  # a millisecond to import, for a rare path
-
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            move()
-            results.append(work())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
 
 
 def _fresh_listings(tables: Tables, comments: bool, make: Callable[[], Runner]) -> dict[str, str]:
