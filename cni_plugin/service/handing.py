@@ -29,9 +29,10 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
             return True
         namespace = context.kernel.open(path)
         try:
-            name = next((_find(namespace, one) for one in record.operations if _is_handed(one)), "")
+            host = context.kernel.host
+            name = next((_find(namespace, one, host) for one in record.operations if _is_handed(one)), "")
             is_final = name and (ended or name != attachment.interface)
-            if is_final and not namespace.id.same(context.kernel.host.id):
+            if is_final and not namespace.id.same(host.id):
                 operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
                 context.records.write(replace(record, namespace=namespace.id, operations=operations))
                 return True
@@ -44,12 +45,16 @@ def _is_handed(operation: Operation) -> bool:
     return isinstance(operation, Veth | ContainerLink) and operation.handed
 
 
-def _find(namespace: Namespace, operation: Operation) -> str:
+def _find(namespace: Namespace, operation: Operation, host: Namespace) -> str:
     """The name of the operation's link there, "" if it is not there."""
-    return next((link.name for link in namespace.links() if _is_of(link, operation)), "")
+    outer = host.link(operation.host) if isinstance(operation, Veth) else None
+    return next((link.name for link in namespace.links() if _is_of(link, operation, outer)), "")
 
 
-def _is_of(link: Link, operation: Operation) -> bool:
+def _is_of(link: Link, operation: Operation, outer: Link | None) -> bool:
     if isinstance(operation, Veth):
-        return (link.kind, link.mac) == ("veth", operation.mac)
+        if outer is None:  # renamed
+            return (link.kind, link.mac) == ("veth", operation.mac)
+        # Not by the MAC address: a container may have asked for the same one on two networks.
+        return link.kind == "veth" and (link.index, link.peer_index) == (outer.peer_index, outer.index)
     return isinstance(operation, ContainerLink) and has_mark(link, operation.alias)

@@ -71,6 +71,22 @@ def test_a_link_is_followed_into_the_sandbox(
     assert list(calls.service.records.all()) == []
 
 
+def test_links_with_one_mac_address_are_told_apart(driver: Networks, calls: Fake) -> None:
+    """``docker run --network name=…,mac-address=…`` may name the same one for two networks."""
+    sandbox = calls.kernel.add(SANDBOX)
+    names = {"c" * 16: "eth1", "d" * 16: "eth0"}
+    for number, (name, link) in enumerate(names.items()):
+        created(driver, 18 + number, name)
+        interface = {"Address": f"172.{18 + number}.0.2/16", "MacAddress": "02:00:00:00:00:05"}
+        driver.create_endpoint(call(NetworkID=name, EndpointID=name, Interface=interface))
+        driver.join(call(NetworkID=name, EndpointID=name, SandboxKey=SANDBOX, Options={}))
+        calls.kernel.host.change_link(link_name(name), new_name=link, namespace=sandbox)
+    for name in names:
+        assert calls.settle(driver.network(name), driver.endpoint(call(EndpointID=name)))
+    for one in attachments.endpoints(calls.service):
+        assert attachments.mismatches(calls.service, one) == []
+
+
 @pytest.mark.parametrize("options", [{}, {"driver": "macvlan", "parent": "lan0"}], ids=str)
 def test_a_link_that_docker_has_moved_and_never_renamed_is_deleted(
     driver: Networks, calls: Fake, options: dict[str, str]
