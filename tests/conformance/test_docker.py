@@ -175,6 +175,8 @@ def test_drivers(machine: Docked) -> None:
     machine.serve("i1", "--net=inner")
     assert "default" not in machine.ask("exec", "i1", "/bin/ip", "route")
     assert machine.run("docker", "exec", "i1", *ping[3:], check=False).code != 0
+    for name in ("p1", "l1", "i1"):
+        until(lambda name=name: "/run/docker/netns" in machine.weft("show", "--json", _endpoint(machine, name)).stdout)
     until(lambda: machine.problems() == [])
     machine.ask("network", "connect", "inner", "l1")
     machine.ask("network", "disconnect", "lan", "l1")
