@@ -92,9 +92,9 @@ class Networks:
         given = call.section("Interface")
         asked = given.text("MacAddress")
         mac = asked
-        if modules.declared(network.driver).link_kind == "ipvlan":
+        if parents := _uses_parents_mac(network):
             if asked:
-                raise BadOption(f"--mac-address {asked} cannot be set with ipvlan, which uses that of the parent")
+                raise BadOption(f"--mac-address {asked} cannot be set with {parents}, which uses that of the parent")
         elif not asked:
             mac = identity.mac("docker", call.text("EndpointID"))
         addresses = tuple(text for key in ("Address", "AddressIPv6") if (text := given.text(key)))
@@ -172,6 +172,13 @@ class Networks:
         if endpoint is not None and network is not None:
             self._calls.withdraw(network, endpoint)
         return {}
+
+
+def _uses_parents_mac(network: Network) -> str:
+    """The driver, or its mode, if links on the network have their parent's MAC address, else ""."""
+    if network.driver == "macvlan" and network.config.get("mode") == "passthru":
+        return "mode passthru"
+    return "ipvlan" if network.driver == "ipvlan" else ""
 
 
 def _examples(wanted: networks.Wanted) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Keys: ``mtu`` (bytes; under weft's own name that of the host's uplink by default), ``ipam``
 (required, and it must give gateways); features ``ipMasq``,
-``ipspoofchk`` and ``isolation``. The container reaches even its own subnet through the gateway, whose
+``ipspoofchk`` and ``isolation``; under weft's own name ``runtimeConfig.mac`` as with bridge, which the
+reference ignores. The container reaches even its own subnet through the gateway, whose
 address is on the host end of every pair, as /32 or /128.
 """
 
@@ -41,6 +42,7 @@ class PointToPoint:
 
     mtu: int
     follows: bool = False
+    mac: str = ""
 
     def plan(self, context: Context) -> Plan:
         found = context.result
@@ -51,7 +53,7 @@ class PointToPoint:
                 raise ConfigProblem(
                     f"IPAM returned {ip.address} without a gateway, which ptp requires", hint="set ipam.gateway"
                 )
-        pair = interface.veth_pair(context, mtu=self.mtu, follows=self.follows)
+        pair = interface.veth_pair(context, mtu=self.mtu, follows=self.follows, mac=self.mac)
         host, link = pair.host, pair.container
         result = replace(
             found,
@@ -109,4 +111,9 @@ def _container_routes(link: str, ip: ResultAddress) -> tuple[LinkRoute, ...]:
 def read(request: Request, keys: Section) -> PlanPart | None:
     if not request.config.ipam.text("type"):
         keys.problems.add("ipam.type is missing: ptp requires addresses")
-    return PointToPoint(interface.read_mtu(keys), follows=request.plugin == OWN_NAME and not keys.flag("internal"))
+    own = request.plugin == OWN_NAME
+    return PointToPoint(
+        interface.read_mtu(keys),
+        follows=own and not keys.flag("internal"),
+        mac=interface.read_mac(request) if own else "",
+    )

@@ -2,7 +2,7 @@
 
 Keys: ``master`` (default: the link of the default route), ``vlanId`` (0 to 4094), ``mtu`` (bytes, at
 most the master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required). The MAC address is the
-master's.
+master's; under weft's own name ``runtimeConfig.mac`` as with bridge, which the reference ignores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft.identity import ALTNAME_BYTES
 from weft.section import Section
@@ -43,13 +44,14 @@ class Vlan:
     vid: int
     mtu: int
     detect: bool
+    mac: str = ""
 
     def plan(self, context: Context) -> Plan:
         parent = interface.parent_link(context, self.master, self.side)
         link = interface.container_link(
             context,
             "vlan",
-            mac=parent.mac,
+            mac=self.mac or parent.mac,
             mtu=interface.limited_mtu(self.mtu, parent),
             parent=parent.name,
             side=self.side,
@@ -73,4 +75,5 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         vid=keys.integer("vlanId", least=0, most=_LAST_VLAN) or 0,
         mtu=interface.read_mtu(keys, negative=False),
         detect=keys.flag("enabledad"),
+        mac=interface.read_mac(request) if request.plugin == OWN_NAME else "",
     )

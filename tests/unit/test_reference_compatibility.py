@@ -299,6 +299,21 @@ def test_a_tap_link_has_the_mac_address_asked_for(kernel: FakeKernel, weft: Weft
     assert found == [f"02:00:00:00:00:0{number}" for number in (2, 3, 4)]
 
 
+@pytest.mark.parametrize("driver", ["ptp", "vlan"])
+def test_weft_sets_a_mac_address_that_the_reference_ignores(kernel: FakeKernel, weft: Weft, driver: str) -> None:
+    uplink(kernel)
+    mac, runtime = "02:00:00:00:00:04", {"runtimeConfig": {"mac": "02:00:00:00:00:04"}}
+    where = {"master": "up0", "vlanId": 5} if driver == "vlan" else {}
+    for plugin in ("weft", driver):
+        conf = network(plugin, FIXED, driver=driver, **runtime, **where)
+        answer = weft.add(conf, NETNS)
+        inner = next(one for one in answer["interfaces"] if one["name"] == "eth0")
+        link = kernel.open(NETNS).link("eth0")
+        assert link is not None and inner["mac"] == link.mac
+        assert (link.mac == mac) is (plugin == "weft")
+        weft.delete(conf, NETNS)
+
+
 def test_overrides_of_a_links_attributes(kernel: FakeKernel, weft: Weft) -> None:
     result = weft.add(DRIVER, NETNS)
     wanted = {"promisc": True, "allmulti": True, "txQLen": 77}

@@ -45,7 +45,18 @@ def test_nothing_is_left_of_an_endpoint(driver: Networks, calls: Fake, kept: Kep
     assert [*kept.all(Network), *kept.all(Endpoint), *calls.service.records.all()] == []
 
 
-@pytest.mark.parametrize("options", [{}, {"driver": "macvlan", "parent": "lan0"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"driver": "ptp"},
+        {"driver": "macvlan", "parent": "lan0"},
+        {"driver": "macvlan", "parent": "lan0", "mode": "passthru"},
+        {"driver": "ipvlan", "parent": "lan0"},
+        {"driver": "vlan", "parent": "lan0", "vlan": "5"},
+    ],
+    ids=str,
+)
 def test_a_link_is_followed_into_the_sandbox(
     driver: Networks, calls: Fake, kept: Kept, options: dict[str, str]
 ) -> None:
@@ -59,6 +70,8 @@ def test_a_link_is_followed_into_the_sandbox(
     calls.kernel.host.change_link(link_name(ENDPOINT), namespace=sandbox)
     assert not calls.settle(network, endpoint)  # Docker renames it next
     sandbox.change_link(link_name(ENDPOINT), new_name="eth0")
+    if endpoint.mac:
+        sandbox.change_link("eth0", mac=endpoint.mac)  # as Docker does with the one that it is answered
     assert calls.settle(network, endpoint) and calls.settle(network, endpoint)
     [one] = attachments.endpoints(calls.service)
     assert one.namespace.path == SANDBOX
@@ -151,6 +164,13 @@ def test_the_mac_address_is_dockers_or_made_of_the_endpoints_id(driver: Networks
     joined(driver, "02:00:00:00:00:05")
     made = calls.kernel.host.link(link_name(ENDPOINT))
     assert made is not None and made.mac == "02:00:00:00:00:05"
+
+
+@pytest.mark.parametrize("options", [{"driver": "ipvlan"}, {"driver": "macvlan", "mode": "passthru"}], ids=str)
+def test_a_mac_address_of_its_own_is_refused_where_it_is_the_parents(driver: Networks, options: dict[str, str]) -> None:
+    created(driver, parent="lan0", **options)
+    with pytest.raises(BadOption, match="uses that of the parent"):
+        joined(driver, "02:00:00:00:00:05")
 
 
 def test_an_internal_network_has_no_way_out(driver: Networks) -> None:
