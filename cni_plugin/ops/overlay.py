@@ -39,6 +39,7 @@ from cni_plugin.ops.overlay_rows import (
 )
 from weft import identity, overlay
 from weft.errors import Busy, Conflict, Exists, Missing, WeftError
+from weft.kernel.canonical import listed
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Element, Link
 from weft.overlay import OverlayNetwork, Peer
@@ -315,7 +316,7 @@ class PeerElements(Operation):
         peers = peers_of(found, self.path)
         if peers is None:
             return [], []
-        there, wanted = set(self._there(machine)), self.wanted(machine, found, peers)
+        there, wanted = set(self._there(machine)), set(map(listed, self.wanted(machine, found, peers)))
         return [*(wanted - there)], [*(there - wanted)]
 
     def _there(self, machine: Machine) -> Iterator[Element]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from cluster import networks
+from cni_plugin.dataplane import packets
 from cni_plugin.networks import clustered
 from cni_plugin.networks.create import CreateOptions, build
 from cni_plugin.ops.overlay_rows import FIRST_NEXTHOP, Rows, actual, changes, desired
@@ -244,6 +245,25 @@ def test_the_kernel_is_as_the_files_say_after_one_call(write: Callable[..., str]
     weft.collect(conf)
     assert kernel.host.nexthops() == () and kernel.host.unreachable_routes() == ()
     assert actual(kernel.host, "br", "vx", (), ()) == {}
+
+
+def test_what_direct_peers_have_is_no_difference_once_it_is_there(write: Callable[..., str], tmp_path: Path) -> None:
+    """Also single addresses, such as a peer's own: they are not deleted and added again on each comparison."""
+    static = {**PEER, "blocks": ["10.60.2.0/24", "10.60.240.7/32"]}
+    path, kernel = write(static), FakeKernel()
+    kernel.add("/c1")
+    kernel.host.add_link("eth0", "dummy", up=True)
+    kernel.host.add_address("eth0", ip_interface("192.0.2.1/24"))
+    weft = Weft(kernel, Host(str(tmp_path / "state"), "boot", 0.0))
+    ipam = {"type": "blocks", "file": path, "dataDir": str(tmp_path / "leases")}
+    conf = {"cniVersion": "1.1.0", "name": "blue", "type": "weft", "driver": "overlay", "direct": True, "ipam": ipam}
+    result = weft.add(conf, "/c1")
+    there = {one.key[1] for one in kernel.rules.elements(packets.DIRECT_PEERS4)}
+    assert there == {ip_address("192.0.2.2"), ip_network("10.60.2.0/24"), ip_address("10.60.240.7")}
+    assert weft.check(conf, result, "/c1") == ""
+    from cni_plugin.service import overlay as following
+
+    assert following.reconcile(weft.service(kernel), "blue") == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The canonical form of a route, so that a requested route equals the one that the kernel lists.
+"""The canonical form of a route and of an nftables element, so that a requested one equals the one that the
+kernel lists.
 
 The kernel and ``ip`` fill in unset attributes and omit defaults. Pure. Source: ``ip-route(8)``,
 ``linux/rtnetlink.h``.
@@ -6,7 +7,9 @@ The kernel and ``ip`` fill in unset attributes and omit defaults. Pure. Source: 
 
 from __future__ import annotations
 
-from weft.kernel.values import KernelRoute
+from ipaddress import IPv4Network, IPv6Network
+
+from weft.kernel.values import Element, KernelRoute, Scalar
 from weft.types import Route
 
 MAIN_TABLE, LOCAL_TABLE = 254, 255
@@ -42,6 +45,22 @@ def canonical(route: KernelRoute) -> KernelRoute:
     plain = Route(wanted.destination, wanted.gateway, wanted.mtu or None, wanted.advmss or None, priority, table, scope)
     protocol = route.protocol or PROTOCOL_BOOT
     return KernelRoute(plain, route.link, route.source, protocol, route.onlink, route.nexthop, route.unreachable)
+
+
+def listed(element: Element) -> Element:
+    """The element as ``Ruleset.elements`` returns it."""
+    # Made anew: as with routes, there may be 50,000.
+    return Element(element.collection, normal(element.key), normal(element.data), element.mark, element.limit)
+
+
+def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    """The parts of an element's key as it is listed: a network of one address is that address."""
+    return tuple(
+        part.network_address
+        if isinstance(part, (IPv4Network, IPv6Network)) and part.prefixlen == part.max_prefixlen
+        else part
+        for part in parts
+    )
 
 
 def describe(route: KernelRoute) -> str:

@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from weft.errors import Missing
 from weft.identity import mark_digest
+from weft.kernel.canonical import listed, normal
 from weft.kernel.fake.calls import CallLog
 from weft.kernel.nft.limits import checked_limit
-from weft.kernel.nft.text import checked, conflict, normal, rendered
+from weft.kernel.nft.text import checked, conflict, rendered
 from weft.kernel.schema import Shape, Tables
 from weft.kernel.values import Element, Scalar
 
@@ -71,7 +72,7 @@ class FakeRuleset(CallLog):
                 raise conflict(element, existing)
             wanted[element.collection, key] = element
         for (collection, key), element in wanted.items():
-            self._held[collection][key] = _normal(element)
+            self._held[collection][key] = listed(element)
 
     def delete(self, elements: Iterable[Element]) -> None:
         self.called("delete")
@@ -148,12 +149,8 @@ def _sorted_items(held: dict[Key, Element]) -> list[tuple[Key, Element]]:
     return sorted(held.items(), key=lambda item: _text(item[0]))
 
 
-def _normal(element: Element) -> Element:
-    return replace(element, key=normal(element.key), data=normal(element.data))
-
-
 def _same(element: Element, existing: Element) -> bool:
-    return _normal(element) == _normal(existing)
+    return listed(element) == listed(existing)
 
 
 def _starts_in(part: Scalar, other: Scalar) -> bool:

@@ -16,6 +16,7 @@ from ipaddress import ip_network
 from typing import TypeVar, cast
 
 from weft.errors import Busy, Exists, KernelRefused, Missing
+from weft.kernel.canonical import normal
 from weft.kernel.interface import Ruleset
 from weft.kernel.nft.connection import Connection, in_new_namespace
 from weft.kernel.nft.elements import creations, deletions, writable
@@ -26,7 +27,7 @@ from weft.kernel.nft.lookup import dump, keys, look_up, mark_digests, owned
 from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import Change, NftSocket, nft_error
 from weft.kernel.nft.survey import Survey, declared, survey
-from weft.kernel.nft.text import Entry, checked, commands, conflict, normal, rendered
+from weft.kernel.nft.text import Entry, checked, commands, conflict, rendered
 from weft.kernel.nft.upgrade import outdated, script
 from weft.kernel.schema import Shape, Tables
 from weft.kernel.values import Element, Scalar

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from weft.errors import Conflict, KernelRefused
 from weft.identity import link_name_problem
+from weft.kernel.canonical import normal
 from weft.kernel.schema import Shape, limit_text
 from weft.kernel.values import Element, Scalar
 
@@ -129,16 +130,6 @@ def _copied(part: Scalar, name: str, shape: Shape) -> str:
     if isinstance(part, str) and (name == "verdict" or _PLAIN.fullmatch(part)) and name not in ("ifname", "ether_addr"):
         return part
     return _part(part, name, shape)
-
-
-def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
-    """The parts as a listing gives them back: a network of one address is that address."""
-    return tuple(
-        part.network_address
-        if isinstance(part, (IPv4Network, IPv6Network)) and part.prefixlen == part.max_prefixlen
-        else part
-        for part in parts
-    )
 
 
 def conflict(element: Element, there: Element) -> Conflict:
