@@ -83,7 +83,9 @@ def collect_stale(context: ServiceContext) -> Swept:
         _detach(context, record, swept)
     sweep(context, swept)
     unused = unused_networks(context.reading_once())
-    errors = remove_networks(context, unused, timeout=1.0)
+    # A network that is locked is in use. The engine holds what networks share while it compares all of them, as it
+    # does after a collection of thousands of attachments.
+    errors = remove_networks(context, unused, timeout=1.0, shared_timeout=locks.TIMEOUT)
     swept.leftovers += [f"network {network}" for network in unused if network not in errors]
     swept.errors += dict.fromkeys(errors.values())  # one for all whose shared lock was held
     return swept
@@ -193,7 +195,7 @@ def _delete_link(context: ServiceContext, name: str, swept: Swept) -> None:
 
 def _delete_rules(context: ServiceContext, mark: str, swept: Swept) -> None:
     """Delete rules from other firewalls' chains, unless a network has got them since the listing."""
-    with contextlib.suppress(WeftError), locks.hold(context.records.shared_lock(), timeout=1.0):
+    with contextlib.suppress(WeftError), locks.hold(context.records.shared_lock()):
         if mark in orphans(context).rules:
             remove_rules(context.kernel.host, {mark})
             swept.leftovers.append(f"iptables rules with the comment {mark}")

@@ -94,17 +94,27 @@ def remove_network(context: ServiceContext, network: str, *, timeout: float = lo
 
 
 def remove_networks(
-    context: ServiceContext, networks: Sequence[str], *, timeout: float = locks.TIMEOUT
+    context: ServiceContext,
+    networks: Sequence[str],
+    *,
+    timeout: float = locks.TIMEOUT,
+    shared_timeout: float | None = None,
 ) -> dict[str, WeftError]:
-    """Remove what belongs to each of the networks, as ``remove_network`` does; the errors by network."""
+    """Remove what belongs to each of the networks, as ``remove_network`` does; the errors by network.
+
+    ``timeout`` is for a network's own lock, and for that of what networks share without ``shared_timeout``.
+    """
     errors: dict[str, WeftError] = {}
     ordered = sorted(networks)  # two that remove many wait for each other's locks in one order
     for first in range(0, len(ordered), _TOGETHER):
-        errors |= _remove_together(context, ordered[first : first + _TOGETHER], timeout)
+        together = ordered[first : first + _TOGETHER]
+        errors |= _remove_together(context, together, timeout, timeout if shared_timeout is None else shared_timeout)
     return errors
 
 
-def _remove_together(context: ServiceContext, networks: Sequence[str], timeout: float) -> dict[str, WeftError]:
+def _remove_together(
+    context: ServiceContext, networks: Sequence[str], timeout: float, shared_timeout: float
+) -> dict[str, WeftError]:
     records = context.records
     errors: dict[str, WeftError] = {}
     with contextlib.ExitStack() as stack:
@@ -122,7 +132,7 @@ def _remove_together(context: ServiceContext, networks: Sequence[str], timeout: 
                 errors[network] = Busy(f"network {network} is one of the cluster's", hint="weft network rm removes it")
         unused = [network for network in locked if network not in errors]
         try:
-            with locks.hold(records.shared_lock(), timeout=timeout):
+            with locks.hold(records.shared_lock(), timeout=shared_timeout):
                 errors |= _remove_shared(context, unused)
         except (Busy, StateDamaged) as error:
             return errors | dict.fromkeys(unused, error)

@@ -51,7 +51,10 @@ class Restored:
 
 
 def repair(context: ServiceContext, *, attachments: bool = True, where: Where = ANYWHERE) -> Restored:
-    """Restore what networks share, and what of all attachments needs no new ADD. Raises the first error."""
+    """Restore what networks share, and what of all attachments needs no new ADD. Raises the first error.
+
+    Calls wait for what networks share, but not for a look at every attachment.
+    """
     machine = context.machine(None)
     errors: list[WeftError] = []
     found = Restored()
@@ -66,8 +69,10 @@ def repair(context: ServiceContext, *, attachments: bool = True, where: Where = 
         found += _reapply(context, [one for one in where.of(shared) if one not in tables], errors)
         for network in context.records.networks():
             _set_attributes(network.shared, machine)
-        if attachments:
-            found += restore_all(context, where=where)
+            if attachments:
+                found += Restored(executor.restore(where.of(network.shared), machine))
+    if attachments:
+        found += _restore_attachments(context, list(context.records.all()), where)
     raise_all(errors)
     return found
 
@@ -102,11 +107,9 @@ def repair_concerned(context: ServiceContext, concerned: Concerned) -> Restored:
             _set_attributes(network.shared, machine)
             found += Restored(executor.restore(where.of(network.shared), machine))
     if found.changed:
-        # Not under the shared lock: calls would wait for all of a large network's attachments.
         names = {network.network for network in networks}
-        for record in list(context.records.all()):
-            if record.attachment.network in names:
-                found += restore_attachment(context, record, where=where)
+        attached = [one for one in context.records.all() if one.attachment.network in names]
+        found += _restore_attachments(context, attached, where)
     raise_all(errors)
     return found
 
@@ -248,22 +251,24 @@ def _is_attached(context: ServiceContext, attachment: Attachment) -> bool:
     return current is not None and current.phase is Phase.ATTACHED
 
 
-def restore_all(
-    context: ServiceContext, current: Attachment | None = None, link: str = "", *, where: Where = ANYWHERE
-) -> Restored:
+def restore_all(context: ServiceContext, current: Attachment, link: str = "") -> None:
     """Restore the elements of all networks, and what of their attachments needs no new ADD.
 
     The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that
     are locked. ``link``: only what networks and attachments have on that bridge.
     """
     machine = context.machine(None)
-    found = Restored()
     for network in list(context.records.networks()):
         if not link:
-            found += Restored(executor.restore(where.of(network.shared), machine))
-    for record in list(context.records.all()):
-        if record.attachment != current and (not link or _is_on(record, link)):
-            found += restore_attachment(context, record, where=where)
+            executor.restore(network.shared, machine)
+    others = [one for one in context.records.all() if one.attachment != current and (not link or _is_on(one, link))]
+    _restore_attachments(context, others, ANYWHERE)
+
+
+def _restore_attachments(context: ServiceContext, attached: Iterable[Record], where: Where) -> Restored:
+    found = Restored()
+    for record in attached:
+        found += restore_attachment(context, record, where=where)
     return found
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cni_plugin.service import gc
-from cni_plugin.service.records import Phase, Record
+from cni_plugin.service.records import NetworkRecord, Phase, Record
 from cni_plugin.service.verbs import Service
-from weft import identity
+from weft import identity, locks
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.locks import hold
@@ -66,3 +68,21 @@ def test_a_bridge_is_removed_with_its_last_orphaned_port(service: Service) -> No
     host.change_link(_orphan(service), master="br0")
     assert len(gc.collect_stale(service).leftovers) == 2
     assert host.link("br0") is None
+
+
+def test_networks_are_removed_while_the_engine_compares_all(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the lock of what networks share for seconds then, here until ``gc`` has waited for five."""
+    for number in range(40):
+        service.records.write_network(NetworkRecord(f"n{number}", "boot", ()))
+    clock = [0.0]
+    with open(service.records.shared_lock(), "wb") as engine:
+        fcntl.flock(engine, fcntl.LOCK_EX)
+
+        def sleep(seconds: float) -> None:
+            clock[0] += seconds
+            if clock[0] > 5:
+                fcntl.flock(engine, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        swept = gc.collect_stale(service)
+    assert clock[0] > 5 and len(swept.leftovers) == 40 and swept.errors == []

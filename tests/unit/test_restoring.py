@@ -13,6 +13,7 @@ from cni_plugin.ops.groups import POLICIES
 from cni_plugin.service import shared
 from lab.calls import Weft
 from lab.confs import network, port
+from weft import locks
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.values import Element
@@ -91,3 +92,20 @@ def test_what_is_removed_meanwhile_does_not_come_back(
     shared.repair(weft.service(kernel))
     assert found[0].count(CLOSED_LINKS) == len(CONFS)
     assert len(kernel.rules.elements(CLOSED_LINKS)) == len(CONFS) - 1
+
+
+def test_calls_do_not_wait_until_every_attachment_has_been_looked_at(
+    weft: Weft, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands that takes longer than a call waits for what networks share."""
+    service, seen = weft.service(kernel), []
+    restore = shared.restore_attachment
+
+    def watched(*given: Any, **keys: Any) -> shared.Restored:
+        with locks.hold(service.records.shared_lock(), timeout=0):
+            seen.append(given[1].attachment.container)
+        return restore(*given, **keys)
+
+    monkeypatch.setattr(shared, "restore_attachment", watched)
+    shared.repair(service)
+    assert sorted(seen) == sorted(CONFS)
