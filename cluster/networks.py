@@ -59,7 +59,7 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
     """
     for _ in range(_ATTEMPTS):
         found = await store.range(records.ROOT)
-        network = next((one for one in found.entries if one.key == f"{records.ROOT}network/{name}"), None)
+        network = next((one for one in found.entries if one.key == records.network_key(name)), None)
         if network is None:
             raise Missing(f"network {name} is no network of the cluster")
         members = _members(found, name)
@@ -203,7 +203,7 @@ def _others(found: Range) -> list[Network]:
     """
     networks: list[Network] = []
     for entry in found.entries:
-        if entry.key.startswith(f"{records.ROOT}network/"):
+        if entry.key.startswith(records.network_key("")):
             try:
                 network = records.decode(entry)
             except records.DecodeError as error:

@@ -73,7 +73,7 @@ class Network:
 
     @property
     def key(self) -> str:
-        return f"{ROOT}network/{self.name}"
+        return network_key(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,10 @@ def blocks_prefix(network: str) -> str:
 
 def block_key(network: str, subnet: Subnet) -> str:
     return f"{blocks_prefix(network)}{str(subnet).replace('/', '-')}"
+
+
+def network_key(network: str) -> str:
+    return f"{ROOT}network/{network}"
 
 
 def member_key(node: str, network: str) -> str:

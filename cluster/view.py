@@ -50,7 +50,7 @@ class View:
         return {one.name: one for one in self._values.values() if isinstance(one, Network)}
 
     def network(self, name: str) -> Network | None:
-        found = self._values.get(f"{records.ROOT}network/{name}")
+        found = self._values.get(records.network_key(name))
         return found if isinstance(found, Network) else None
 
     def blocks(self, network: Network) -> Blocks:
@@ -79,7 +79,7 @@ class View:
 
     def unread(self) -> dict[str, str]:
         """The networks whose own record is invalid, with the reason."""
-        prefix = f"{records.ROOT}network/"
+        prefix = records.network_key("")
         found = {key: why for key, why in self.damaged.items() if key.startswith(prefix)}
         return {key.removeprefix(prefix): why.partition(": ")[2] for key, why in found.items()}
 
@@ -140,7 +140,7 @@ class View:
     def _is_block_of(self, key: str, there: Mapping[str, Entry]) -> bool:
         """Whether it is the key of a block of a network that is the same in the store."""
         kind, name = key.removeprefix(records.ROOT).split("/")[:2] if key.count("/") > 4 else ("", "")
-        known, now = self._entries.get(f"{records.ROOT}network/{name}"), there.get(f"{records.ROOT}network/{name}")
+        known, now = self._entries.get(records.network_key(name)), there.get(records.network_key(name))
         return (
             kind == "block" and known is not None and now is not None and known.create_revision == now.create_revision
         )

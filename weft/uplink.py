@@ -6,10 +6,10 @@ import os
 import re
 from dataclasses import dataclass
 
+from weft import configuration
 from weft.errors import ConfigProblem
 from weft.identity import link_name_problem
 from weft.section import Problems, Section, similar
-from weft.virtual_ranges import CONFIGURATION
 
 KEYS = frozenset({"up", "down", "link", "weight"})
 LEAST_RATE, MOST_RATE = 64_000, 10**12
@@ -68,7 +68,7 @@ def configured() -> Uplink:
     """What the file that the agent reads says: $WEFT_CONFIG, else /etc/weft/weft.toml; without the file
     nothing is scheduled. Raises ConfigProblem with all that is invalid in the section.
     """
-    path = os.environ.get("WEFT_CONFIG") or CONFIGURATION
+    path = configuration.path()
     if not os.path.exists(path):
         return Uplink()
     import tomllib

@@ -6,10 +6,8 @@ import contextlib
 import os
 from ipaddress import ip_network
 
+from weft import configuration
 from weft.types import Subnet
-
-CONFIGURATION = "/etc/weft/weft.toml"
-"""The agent's configuration, unless WEFT_CONFIG names another."""
 
 RANGES: tuple[Subnet, ...] = (ip_network("10.79.0.0/16"), ip_network("fd57:6566:7400::/112"))
 """The default ranges of virtual addresses.
@@ -25,7 +23,7 @@ def configured() -> tuple[Subnet, ...]:
     """The ranges in the configuration; none where balancing is disabled. What is invalid there is the
     agent's to report.
     """
-    path = os.environ.get("WEFT_CONFIG") or CONFIGURATION
+    path = configuration.path()
     if not os.path.exists(path):
         return RANGES
     import tomllib

@@ -335,7 +335,7 @@ class Overlays:
         if not problem:
             key = records.member_key(self.node, name)
             if self.view.entry(key) is not None:
-                network = f"{records.ROOT}network/{name}"
+                network = records.network_key(name)
                 await self._store.transact([Compare(network, "create", 0)], [Delete(key)])
             log.info("network %s was removed", name)
         return problem

@@ -7,7 +7,6 @@ default.
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import tomllib
@@ -27,11 +26,10 @@ from discovery.dns.settings import DnsSettings as Naming
 from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
 from store.etcd.settings import EtcdSettings
-from weft import uplink
+from weft import configuration, uplink
 from weft.errors import ConfigProblem, StateDamaged
 from weft.section import Problems, Section, similar
 
-PATH = "/etc/weft/weft.toml"
 DATA = "/var/lib/weft"
 DEFINITIONS = "/etc/weft/services.d"
 Given = Mapping[str, Mapping[str, object]]
@@ -98,8 +96,8 @@ def read(path: str = "", given: Given | None = None) -> Settings:
 
     Raises ConfigProblem with all errors in it.
     """
-    named = path or os.environ.get("WEFT_CONFIG", "")
-    where = Path(named or PATH)
+    named = path or configuration.named()
+    where = Path(named or configuration.PATH)
     try:
         found = tomllib.loads(where.read_text(encoding="utf-8"))
     except FileNotFoundError:

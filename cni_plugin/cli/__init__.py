@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 
+from weft.daemons import need_library
 from weft.errors import LibraryMissing
 
 
@@ -14,10 +15,7 @@ def main() -> None:
     try:
         _run()
     except LibraryMissing as error:
-        missing = error
-    except ModuleNotFoundError as error:  # of an extra: the driver for Docker needs aiohttp
-        missing = LibraryMissing((error.name or str(error)).partition(".")[0], f"weft {' '.join(sys.argv[1:2])}")
-    sys.exit(f"weft: {missing.message}\nhint: {missing.hint}")
+        sys.exit(f"weft: {error.message}\nhint: {error.hint}")
 
 
 def _run() -> None:
@@ -30,6 +28,7 @@ def _run() -> None:
 
         sys.exit(agent("".join(sys.argv[3:]), {}))
     if sys.argv[1:2] == ["docker"] and not {"-h", "--help"} & set(sys.argv[2:]):
+        need_library("aiohttp", "weft docker")
         from cni_plugin.docker.server import main as drive
 
         sys.exit(drive(sys.argv[2:]))

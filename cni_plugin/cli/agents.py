@@ -20,7 +20,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import code, listener
 from cni_plugin.ops.announcement import AGENT
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import __version__, daemons, files, locks, systemd
+from weft import __version__, configuration, daemons, files, locks, systemd
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
@@ -70,8 +70,7 @@ def catalog_damages() -> list[tuple[str, str]]:
 
 def certificates() -> tuple[str, ...]:
     """The certificates of the agent's configuration; () where that cannot be read, of which weft up tells."""
-    path = os.environ.get("WEFT_CONFIG") or "/etc/weft/weft.toml"
-    if not os.path.exists(path):
+    if not os.path.exists(configuration.path()):
         return ()
     from cni_plugin.agent import settings  # imports much of the agent
 
@@ -149,7 +148,8 @@ def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None
             warn(problem)
         if changed:
             what = ", ".join(f"[{name}]" for name in changed)
-            warn(f"the agent runs with another configuration: {what} of {_file()} changed since it was started")
+            file = configuration.path()
+            warn(f"the agent runs with another configuration: {what} of {file} changed since it was started")
             say(f"To use it: {_restart_command()}; containers keep their networks meanwhile")
     raise click.exceptions.Exit(FAILED if found.problems or changed else 0)
 
@@ -164,17 +164,11 @@ def _changed(report: Report) -> tuple[str, ...]:
     return tuple(sorted({name for name, _ in {*wanted.items()} ^ {*report.digests.items()}}))
 
 
-def _file() -> str:
-    from cni_plugin.agent import settings
-
-    return os.environ.get("WEFT_CONFIG", "") or settings.PATH
-
-
 def _restart_command() -> str:
     """What lets an agent that runs read its configuration again."""
     if systemd.is_running() and _is_active():
         return f"systemctl restart {_UNIT}, which reads the file of its unit"
-    given = os.environ.get("WEFT_CONFIG", "")
+    given = configuration.named()
     return f"weft down && weft up{f' --config {given}' if given else ''}"
 
 

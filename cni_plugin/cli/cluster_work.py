@@ -17,12 +17,13 @@ from cluster.membership import Membership
 from cluster.nodes import Node, Role, State
 from cluster.setting_up import Host
 from cluster.tokens import Token
-from cni_plugin.agent import settings as configuration
+from cni_plugin.agent import settings
 from cni_plugin.agent.stores import open_store
 from cni_plugin.engine import listener
 from discovery.consul.durations import parse_duration
 from store.etcd.client import open_etcd
 from store.interface import StoreError
+from weft import configuration
 from weft.errors import BadOption, Conflict
 from weft.kernel import default_route
 from weft.kernel.linux.kernel import LinuxKernel
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 
 def init(address: str, voters: int, seconds: float, say: Say) -> tuple[Local, Token]:
     """Make a cluster of this host, and a token that is valid for some seconds. Raises WeftError."""
-    node = configuration.read().node
+    node = settings.read().node
     host = _host(say)
 
     async def make() -> tuple[Local, Token]:
@@ -50,7 +51,7 @@ def init(address: str, voters: int, seconds: float, say: Say) -> tuple[Local, To
 def join(token: str, address: str, say: Say) -> tuple[Local, bool]:
     """Let this host join; whether it was not of the cluster before. Raises WeftError."""
     parsed = tokens.parse(token)
-    return _run(setting_up.join(_host(say), parsed, configuration.read().node, address))
+    return _run(setting_up.join(_host(say), parsed, settings.read().node, address))
 
 
 def token(seconds: float) -> Token:
@@ -78,14 +79,14 @@ def renew() -> float:
 
 def list_nodes() -> tuple[dict[str, Node], frozenset[str], tuple[str, ...]]:
     """As ``nodes.split``, of the cluster that the agent uses. Raises WeftError."""
-    settings = configuration.read()
-    if settings.store is None:
+    found = settings.read()
+    if found.store is None:
         raise Conflict(
             "this host is of no cluster", hint="weft cluster init makes one, weft cluster join TOKEN joins one"
         )
 
     async def read() -> tuple[dict[str, Node], frozenset[str], tuple[str, ...]]:
-        store = await open_store(settings, "")
+        store = await open_store(found, "")
         try:
             return nodes.split((await store.range(nodes.ROOT)).entries)
         finally:
@@ -208,8 +209,7 @@ def _run(work: Coroutine[object, object, Result]) -> Result:
 
 def _host(say: Say) -> Host:
     own = Files(FOLDER)
-    path = os.environ.get("WEFT_CONFIG", "") or configuration.PATH
-    return Host(own, EtcdServer(own, listener.folder()), path, say)
+    return Host(own, EtcdServer(own, listener.folder()), configuration.path(), say)
 
 
 def _uplink() -> str:

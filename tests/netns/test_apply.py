@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from netns.test_bridge_vlan import filters
 
 from lab import dns, namespaces
+from lab.abilities import lack, require
 from lab.commands import Outcome, run
 from lab.confined import confined
 from lab.host import Host
@@ -181,10 +181,10 @@ def test_a_switch_a_router_an_interface_and_a_service_that_is_called(host: Host,
 
 def test_vlans_of_a_switch(host: Host, weft: Weft) -> None:
     """Frames leave by a port of the host with the tag of the interface's VLAN."""
-    if not filters():
+    if lack("vlan_filtering"):
         refused = weft("apply", "-f", office(tagged=True), check=False)
         assert refused.code != 0
-        pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
+        require("vlan_filtering")
     host.container("far")
     host.run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", "far")
     host.inside("far", "ip", "link", "set", "eth0", "up")

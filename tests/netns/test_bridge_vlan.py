@@ -7,25 +7,16 @@ from typing import Any
 import pytest
 
 from lab import frames, seen
-from lab.commands import run
+from lab.abilities import lack, require
 from lab.confs import SUBNET, bridge, pool
 from lab.frames import UDP
 from lab.host import Host
 from lab.plugins import Cni
 
 
-def filters() -> bool:
-    """Whether this kernel has VLAN filtering, tried on a bridge in the test's own namespace."""
-    found = run("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1", check=False).code == 0
-    if found:
-        run("ip", "link", "delete", "probe0")
-    return found
-
-
 @pytest.fixture
 def filtering(host: Host) -> Host:
-    if not filters():
-        pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
+    require("vlan_filtering")
     return host
 
 
@@ -50,7 +41,7 @@ def attach(host: Host, cni: Cni, name: str, **keys: Any) -> str:
 
 @pytest.mark.parametrize("keys", [{"vlan": 7}, {"vlanTrunk": [{"id": 7}]}, {"vlanTrunk": []}, {"vlanTrunk": [{}]}])
 def test_kernel_without_vlan_filtering_is_reported(host: Host, cni: Cni, keys: dict[str, Any]) -> None:
-    if filters():
+    if not lack("vlan_filtering"):
         pytest.skip("this kernel has VLAN filtering; the tests below cover it")
     before = host.snapshot()
     netns = host.container()

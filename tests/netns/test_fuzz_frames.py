@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from netns.test_bridge_vlan import filters
 
 from lab import frames, seen
+from lab.abilities import require
 from lab.calls import Weft
 from lab.confs import bridge, dual, pool, ptp
 from lab.frames import UDP
@@ -220,8 +220,7 @@ def number_of(data: bytes, sent: dict[int, tuple[str, bytes]]) -> int:
 )
 def test_random_frames_change_and_reach_nothing(host: Host, setting: str) -> None:
     keys = SETTINGS[setting]
-    if vlans(keys) and not filters():
-        pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
+    require("vlan_filtering" if vlans(keys) else "")
     bridged = keys.get("driver") != "ptp"
     conf = bridge(dual(), isGateway=True, **keys) if bridged else ptp(dual(), **keys)
     topology = Topology(host, conf, bridged)

@@ -21,7 +21,7 @@ OVERLAPS = 101
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """A host with an uplink 10.1.2.3/16 and a default route, and two containers."""
-    monkeypatch.setattr("weft.virtual_ranges.CONFIGURATION", str(tmp_path / "weft.toml"))
+    monkeypatch.setattr("weft.configuration.PATH", str(tmp_path / "weft.toml"))
     monkeypatch.delenv("WEFT_CONFIG", raising=False)
     made = Fake(tmp_path)
     for path in ("/c1", "/c2", "/c3"):
