@@ -304,7 +304,8 @@ class Watched:
         command = [sys.executable, "-c", code, "services", "watch", *arguments]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._lines: Queue[str] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -317,8 +318,11 @@ class Watched:
         except Empty:
             raise AssertionError("no line came") from None
 
-    def ended(self) -> int:
-        return self.process.wait(EXPECTED)
+    def ended(self) -> tuple[int, list[str]]:
+        """The exit status, and the lines that were not asked for."""
+        status = self.process.wait(EXPECTED)
+        self._reader.join(EXPECTED)
+        return status, list(self._lines.queue)
 
     def __enter__(self) -> Watched:
         return self
@@ -346,7 +350,7 @@ def test_watch_one_service(agent: LabAgent) -> None:
         good("services", "deregister", "-id=web-2")
         assert watched.line()[10:] == "removed      web  web-2  on n1  10.0.0.6:80"
         watched.process.send_signal(signal.SIGINT)
-        assert watched.ended() == 130
+        assert watched.ended() == (130, [])
 
 
 def test_watch_all_services_as_json(agent: LabAgent) -> None:
@@ -358,7 +362,7 @@ def test_watch_all_services_as_json(agent: LabAgent) -> None:
         assert (found["Change"], found["Service"], found["Status"], found["StatusBefore"]) == (
             "added", "web", "passing", None,
         )  # fmt: skip
-        assert watched.ended() == 0
+        assert watched.ended() == (0, [])
 
 
 def test_watch_without_an_agent() -> None:
