@@ -33,6 +33,8 @@ ConditionPathExists={folder}/etcd.conf
 [Service]
 Type=notify
 ExecStart={binary} --config-file {folder}/etcd.conf
+# Ready is a member that a majority has heard of, and which has read all of its data.
+TimeoutStartSec=infinity
 Restart=always
 RestartSec=1
 LimitNOFILE=65536
@@ -132,13 +134,16 @@ class EtcdServer:
         return self._own.has(CONFIGURATION)
 
     def install(self) -> None:
-        """Install the unit where systemd runs, on every node: a client may become a member. Raises WeftError,
-        OSError.
+        """Install the unit where systemd runs, on every node: a client may become a member, and its agent, which
+        finds the unit then, may not write it. Raises WeftError, OSError.
         """
         if not systemd.is_running():
             return
         with contextlib.suppress(WeftError):  # a client need not have it
-            Path(systemd.UNITS, UNIT).write_text(unit(binary(), self._own.folder), encoding="utf-8")
+            path, text = Path(systemd.UNITS, UNIT), unit(binary(), self._own.folder)
+            if path.exists() and path.read_text(encoding="utf-8") == text:
+                return
+            path.write_text(text, encoding="utf-8")
             systemd.control("daemon-reload")
             systemd.control("enable", UNIT)
 
