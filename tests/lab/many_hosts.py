@@ -19,12 +19,13 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A shell is process 1: it reaps what daemons leave.
 _INIT = """
 for folder in {folders}; do mkdir -p "$folder"; mount -t tmpfs -o mode=0755 tmpfs "$folder"; done
-{etcd}
+{more}
 mkdir -p /run/netns /run/lock
 ip link set lo up
 touch /run/ready
-while sleep 1000; do :; done
+{last}
 """
+_LAST = "while sleep 1000; do :; done"
 
 
 class ClusterHost:
@@ -36,13 +37,18 @@ class ClusterHost:
         self.name = f"n{number}"
         self.address = f"10.78.0.{number}"
         binaries = unpack("etcd-server", "etcd-client") / "usr" / "bin"
-        mount = f"mount --bind {binaries} /usr/local/sbin" if install else ""
-        script = _INIT.format(folders=" ".join(_PRIVATE), etcd=mount)
-        argv = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
+        self._etcd = f"mount --bind {binaries} /usr/local/sbin" if install else ""
+        self.environment = {"PATH": _PATH, "ETCDCTL_API": "3", "HOME": "/root"}
+        self._switch_on(self._etcd, _LAST)
+
+    def _switch_on(self, more: str, last: str, *unshared: str) -> None:
+        """Boot: ``more`` prepares its mounts, ``last`` becomes process 1."""
+        script = _INIT.format(folders=" ".join(_PRIVATE), more=more, last=last)
+        flags = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *unshared)
         null = subprocess.DEVNULL
+        argv = ["unshare", *flags, "sh", "-ec", script]
         self._process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
         self.init = 0
-        self.environment = {"PATH": _PATH, "ETCDCTL_API": "3", "HOME": "/root"}
         try:
             self._prepare()
         except BaseException:
@@ -61,7 +67,8 @@ class ClusterHost:
             "route add default via 10.78.0.254",
         ):
             self.run("ip", *words.split())
-        self.write("/etc/weft/weft.toml", f'# of the operator\n[agent]\nnode = "{self.name}"\n')
+        if not self.path("/etc/weft/weft.toml").exists():
+            self.write("/etc/weft/weft.toml", f'# of the operator\n[agent]\nnode = "{self.name}"\n')
 
     def _child(self) -> bool:
         found = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
