@@ -11,7 +11,7 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.docker import diagnosis
-from cni_plugin.networks import conditions, conflists, findings, leases, requirements
+from cni_plugin.networks import conditions, conflists, findings, leases, repairs, requirements
 from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import Finding, FixedBy
@@ -28,7 +28,9 @@ from weft.remedies import Command, NoCommand
 @click.command()
 @common
 @click.option(
-    "--repair", is_flag=True, help="Remove leftovers and restore rules; report what is fixed and what is not."
+    "--repair",
+    is_flag=True,
+    help="Remove leftovers, make again what is missing; report what is fixed and what is not.",
 )
 @pass_tool
 def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
@@ -132,8 +134,8 @@ def _of_agent() -> Iterator[Finding]:
 
 
 def _repair(tool: Tool) -> None:
-    """Remove leftovers and restore rules; errors are printed, and the checks afterwards report what
-    remains.
+    """Remove leftovers, restore rules, and make again what containers lack; errors are printed, and the
+    checks afterwards report what remains.
     """
     networks, _ = conflists.listed(tool.config)
     try:
@@ -141,9 +143,14 @@ def _repair(tool: Tool) -> None:
         leases.free_stale(tool.service, networks)
         for error in swept.errors:
             warn(error.message)
+    except WeftError as error:
+        warn(error.message)
+    try:
         shared.repair(tool.service)
     except WeftError as error:
         warn(error.message)
+    for each in repairs.repair(tool.service):
+        warn(each.message)
 
 
 def _print_host(abilities: Sequence[Ability], usable: Sequence[Usable]) -> None:

@@ -212,30 +212,39 @@ def of_each(context: ServiceContext, found: Sequence[S], look: Callable[[Sequenc
     return look(found[:1]) + shared_out(found[1:], look, context.kernel.forked)
 
 
-def mismatches(
+def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
+    """What differs from what ADD set up, a sentence each; without what networks share, unless ``shared``."""
+    return [sentence for sentence, _ in differences(context, one, shared=shared)]
+
+
+def differences(
     context: ServiceContext, one: Endpoint, *, shared: bool = True, look: Callable[[Namespace], None] | None = None
-) -> list[str]:
-    """What differs from what ADD set up, a sentence each; without what networks share, unless
-    ``shared``. ``look`` gets the container's namespace while it is open.
+) -> list[tuple[str, bool]]:
+    """What differs from what ADD set up, and whether ``weft doctor --repair`` mends it. ``look`` gets the
+    container's namespace while it is open.
     """
-    return context.compared(lambda asked: _mismatches(asked, one, shared, look))
+    return context.compared(lambda asked: _differences(asked, one, shared, look))
 
 
-def _mismatches(
+def _differences(
     context: ServiceContext, one: Endpoint, shared: bool, look: Callable[[Namespace], None] | None
-) -> list[str]:
+) -> list[tuple[str, bool]]:
+    gone = f"its network namespace {one.namespace.path} no longer exists"
     if one.state is State.GONE:
-        return [f"its network namespace {one.namespace.path} no longer exists"]
-    sentences = ["it is only partially attached"] if one.state is State.HALF else []
+        return [(gone, False)]
+    sentences = [("it is only partially attached", False)] if one.state is State.HALF else []
     container = context.open_same(one.namespace)
     if container is None and one.namespace.known:
-        return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
+        return [*sentences, (gone, False)]
     try:
         if look is not None and container is not None:
             look(container)
-        of_network = one.shared if shared else ()
-        machine, operations = context.machine(container), (*of_network, *one.operations)
-        return [*sentences, *executor.mismatches(operations, machine, shared=len(of_network), known=context.known)]
+        of_network, beside = (one.shared, ()) if shared else ((), one.shared)
+        machine = context.machine(container)
+        found = executor.differences(
+            (*of_network, *one.operations), machine, shared=len(of_network), known=context.known, below=beside
+        )
+        return [*sentences, *((each.sentence, each.is_repairable(machine, of_network)) for each in found)]
     finally:
         if container is not None:
             container.close()

@@ -1,4 +1,4 @@
-"""What of an attachment or network differs from what was set up, and which of it can be restored."""
+"""What of an attachment or network differs from what was set up, and which of it can be repaired."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ from functools import partial
 
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint
-from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import NetworkRecord
 from weft.errors import WeftError
 from weft.kernel.interface import Namespace
-from weft.types import Side
 
 LO_DOWN = "lo is down in the container, which does not reach its own servers at 127.0.0.1"
-_NOWHERE = (Side.CONTAINER, "")
 
 
 def differences(context: ServiceContext, one: Endpoint | NetworkRecord) -> list[tuple[str, bool]]:
-    """What differs, and whether that can be restored while the container runs; also that its lo is down."""
+    """What differs, and whether ``weft doctor --repair`` mends it; also that its lo is down."""
     if isinstance(one, NetworkRecord):
         return [(sentence, True) for sentence in context.compared(partial(_shared_mismatches, one))]
     down: list[bool] = []
-    sentences = attachments.mismatches(
+    found = attachments.differences(
         context, one, shared=False, look=lambda container: down.append(_is_loopback_down(container))
     )
-    mended = restorable(context, one) if sentences else set()
-    found = [(sentence, sentence in mended) for sentence in sentences]
     return [*found, (LO_DOWN, False)] if any(down) else found
 
 
@@ -42,19 +37,3 @@ def _is_loopback_down(container: Namespace) -> bool:
 def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:
     count = len(network.shared)
     return executor.mismatches(network.shared, context.machine(None), shared=count, known=context.known)
-
-
-def restorable(context: ServiceContext, one: Endpoint) -> set[str]:
-    """The differences of an endpoint that can be restored while its container runs: nftables elements, the
-    ports and settings of links that are still there.
-    """
-    host = context.kernel.host
-    found = [
-        each
-        for each in one.operations
-        if type(each).restore is not Operation.restore
-        and not any(
-            side is Side.HOST and host.link(name) is None for side, name in (*each.creates, each.on_link or _NOWHERE)
-        )
-    ]
-    return set(executor.mismatches(found, (context.current or context).machine(None)))

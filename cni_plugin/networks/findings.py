@@ -10,7 +10,7 @@ from enum import StrEnum
 from cni_plugin.networks import attachments, conflists, leases, podman, pools, requirements
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
-from cni_plugin.networks.differences import LO_DOWN, differences, restorable
+from cni_plugin.networks.differences import LO_DOWN, differences
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import Gateways
 from cni_plugin.plan import modules
@@ -160,14 +160,14 @@ def of_attachments(context: ServiceContext, found: Sequence[Endpoint] | None = N
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
     told: set[NamespaceId] = set()
     for one, sentences in zip(attached, differing, strict=False):
-        for sentence, is_restorable in sentences:
+        for sentence, is_repairable in sentences:
             if sentence == LO_DOWN:
                 if one.namespace not in told:
                     told.add(one.namespace)
                     yield Finding(
                         f"{one}: {sentence}", Command(f"nsenter --net={one.namespace.path} ip link set lo up")
                     )
-            elif is_restorable:
+            elif is_repairable:
                 yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
                 yield Finding(f"{one}: {sentence}", _BY_HAND)
@@ -179,9 +179,8 @@ def remedies(context: ServiceContext, one: Endpoint, sentences: Sequence[str]) -
         return []
     if one.state is not State.ATTACHED:
         return [_GC] * len(sentences)
-    own = attachments.mismatches(context, one, shared=False)
-    mended = restorable(context, one) | (set(attachments.mismatches(context, one)) - {*own})
-    return [_REPAIR if sentence in mended else _BY_HAND for sentence in sentences]
+    mended = dict(attachments.differences(context, one))
+    return [_REPAIR if mended.get(sentence) else _BY_HAND for sentence in sentences]
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

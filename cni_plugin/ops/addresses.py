@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
@@ -219,13 +220,28 @@ class LinkRoute(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         # A dump leaves out default values, so they are left out here, too.
         wanted = canonical(self.route).route
-        namespace = namespace_of(machine, self.side, self.route.link)
-        found = namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
+        found = self._there(machine)
         if any(one.route == wanted for one in found):
             return None
-        near = next((one for one in found if one.route.destination == wanted.destination), None)
+        near = self._near(found)
         text = _text(self.route)
         return f"the route {text} is missing" if near is None else f"the route {text} is now {_text(near)}"
+
+    def _there(self, machine: Machine) -> tuple[KernelRoute, ...]:
+        """The routes over the link in the table."""
+        wanted = self.route.route
+        namespace = namespace_of(machine, self.side, self.route.link)
+        return tuple(
+            namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
+        )
+
+    def _near(self, found: Sequence[KernelRoute]) -> KernelRoute | None:
+        """A route to the same destination."""
+        return next((one for one in found if one.route.destination == self.route.route.destination), None)
+
+    def is_repairable(self, machine: Machine) -> bool:
+        """Unless there is another route to the destination, which somebody has put in its place."""
+        return self._near(self._there(machine)) is None
 
     def restore(self, machine: Machine) -> bool:
         return self.side is Side.HOST and reapply(self, machine)
@@ -443,6 +459,9 @@ class Detection(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         _, failed = namespace_of(machine, Side.CONTAINER, self.link).tentative(self.link)
         return f"duplicate address detection failed for an IPv6 address of {self.link}" if failed else None
+
+    def is_repairable(self, machine: Machine) -> bool:
+        return False
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"# wait until no address of {self.link} is tentative",)

@@ -104,6 +104,9 @@ class Bridge(Operation):
         with contextlib.suppress(Missing):
             machine.host.delete_link(self.name)
 
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        return () if machine.host.link(self.name) is not None else ((Side.HOST, self.name),)
+
     def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.name)
         if link is None:
@@ -280,6 +283,10 @@ class Port(Operation):
         if self.mac and all((one.mac, one.state) != (self.mac, "static") for one in machine.host.fdb(self.link)):
             return f"the forwarding database lacks {self.mac} behind {self.link}"
         return None
+
+    def repair(self, machine: Machine) -> None:
+        machine.host.change_port(self.link, self._wanted())  # those that are to be off, too
+        self.apply(machine)
 
     def restore(self, machine: Machine) -> bool:
         # A plugin later in the chain may have set flags that this one has not.

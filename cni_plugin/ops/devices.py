@@ -49,6 +49,24 @@ def _difference(link: Link | None, name: str, alias: str, mac: str, mtu: int) ->
     return f"the MTU of {name} is {link.mtu} instead of {mtu}" if mtu and link.mtu != mtu else None
 
 
+def _is_there(machine: Machine, name: str, alias: str) -> bool:
+    """Whether the container has the link, under its name."""
+    link = machine.container.link(name) if machine.container is not None else None
+    return link is not None and has_mark(link, alias)
+
+
+def _is_occupied(machine: Machine, name: str, alias: str) -> bool:
+    """Whether the container is gone, or has another link of that name."""
+    link = machine.container.link(name) if machine.container is not None else None
+    return machine.container is None or (link is not None and not has_mark(link, alias))
+
+
+def _reset(machine: Machine, name: str, mac: str, mtu: int) -> None:
+    """Give a link of the container its MAC address and MTU again."""
+    if machine.container is not None:
+        machine.container.change_link(name, mac=mac or None, mtu=mtu or None)
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerLink(Operation):
     """A link created in the container: macvlan, ipvlan or VLAN on a ``parent`` on either side, dummy or
@@ -127,6 +145,26 @@ class ContainerLink(Operation):
         return _difference(link, self.name, self.alias, self.mac, self.mtu) or (
             self._kind_mismatch(link) if link else None
         )
+
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        return () if self.handed or _is_there(machine, self.name, self.alias) else self.creates
+
+    def is_repairable(self, machine: Machine) -> bool:
+        """Unless its parent is missing, another link has its name, or it is of another kind."""
+        parent = machine.side(self.side)
+        if self.handed or parent is None or (self.parent and parent.link(self.parent) is None):
+            return False
+        link = machine.container.link(self.name) if machine.container is not None else None
+        if link is None or not has_mark(link, self.alias):
+            return not _is_occupied(machine, self.name, self.alias)
+        return self._kind_mismatch(link) is None
+
+    def repair(self, machine: Machine) -> None:
+        if self.lost(machine):
+            self.undo(machine)  # it may be there under another name
+            self.apply(machine)
+        else:
+            _reset(machine, self.name, self.mac, self.mtu)
 
     def _kind_mismatch(self, link: Link) -> str | None:
         if link.kind != self.type:
@@ -240,6 +278,22 @@ class LentLink(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         link = machine.container.link(self.container) if machine.container is not None else None
         return _difference(link, self.container, self.alias, self.mac, self.mtu)
+
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        return () if _is_there(machine, self.container, self.alias) else self.creates
+
+    def is_repairable(self, machine: Machine) -> bool:
+        """Unless it is neither in the container nor back on the host under its name there."""
+        if self.lost(machine):
+            is_back = machine.host.link(self.name) is not None
+            return is_back and not _is_occupied(machine, self.container, self.alias)
+        return True
+
+    def repair(self, machine: Machine) -> None:
+        if self.lost(machine):
+            self.apply(machine)
+        else:
+            _reset(machine, self.container, self.mac, self.mtu)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (

@@ -76,6 +76,10 @@ class Veth(Operation):
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.host), (Side.CONTAINER, self.container))
 
+    @property
+    def needs(self) -> tuple[LinkRef, ...]:
+        return ((Side.HOST, self.bridge),) if self.bridge else ()
+
     def handed_over(self) -> Veth:
         return replace(self, handed=True)
 
@@ -111,7 +115,7 @@ class Veth(Operation):
         # even without its alias.
         known = machine.host.cached_mac(self.host) == self.host_mac
         link = None if known else machine.host.link(self.host)
-        if known or (link is not None and (has_mark(link, self.alias) or half_created(link, self.host_mac))):
+        if known or (link is not None and self._is_ours(link)):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.host)
         elif machine.container is not None:
@@ -128,13 +132,44 @@ class Veth(Operation):
     def _host_mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.host)
         if link is None:
-            return f"the host's link {self.host} is missing"
+            container = machine.container
+            both = container is not None and not self.handed and container.link(self.container) is None
+            inside = f"the container's link {self.container} ({self.host} on the host)"
+            return f"{inside} is missing" if both else f"the host's link {self.host} is missing"
         if not link.up:
             return f"the host's link {self.host} is down"
         if link.master != self.bridge:
             where = f"on {link.master}" if link.master else "on no bridge"
             return f"the host's link {self.host} is {where} instead of {self.bridge or 'standing alone'}"
         return f"the MTU of {self.host} is {link.mtu} instead of {self.mtu}" if link.mtu != self.mtu else None
+
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        """Both ends unless they are there, one the other's peer; the host's where it is off its bridge."""
+        host = machine.host.link(self.host)
+        inner = machine.container.link(self.container) if machine.container is not None else None
+        if host is None or not (self.handed or (inner is not None and _are_peers(host, inner))):
+            return self.creates
+        return (self.creates[0],) if host.master != self.bridge else ()
+
+    def is_repairable(self, machine: Machine) -> bool:
+        host, container = machine.host.link(self.host), machine.container
+        if container is None or self.handed or (host is not None and not self._is_ours(host)):
+            return False
+        inner = container.link(self.container)
+        is_free = inner is None or (inner.kind, inner.mac) == ("veth", self.mac)
+        return (is_free or not self.lost(machine)) and self._uplink_mismatch(machine) is None
+
+    def repair(self, machine: Machine) -> None:
+        if self.creates[1] in self.lost(machine):
+            self.undo(machine)  # what is left of the pair: an end that was moved or renamed
+            self.apply(machine)
+            return
+        machine.host.change_link(self.host, up=True, mtu=self.mtu, master=self.bridge)
+        if machine.container is not None:
+            machine.container.change_link(self.container, mac=self.mac, mtu=self.container_mtu or self.mtu)
+
+    def _is_ours(self, link: Link) -> bool:
+        return has_mark(link, self.alias) or half_created(link, self.host_mac)
 
     def _container_mismatch(self, machine: Machine) -> str | None:
         if machine.container is None:
@@ -145,7 +180,7 @@ class Veth(Operation):
                 f"the container's link {self.container} is missing" if link is None else f"{self.container} is no veth"
             )
         outer = machine.host.link(self.host)
-        if outer is not None and (outer.peer_index, link.peer_index) != (link.index, outer.index):
+        if outer is not None and not _are_peers(outer, link):
             return f"{self.container} is not the other end of {self.host}"
         if link.mac != self.mac:
             return f"{self.container} has the MAC address {link.mac} instead of {self.mac}"
@@ -177,6 +212,11 @@ class Veth(Operation):
             f"ip link add {self.host} address {self.host_mac} mtu {self.mtu} type veth {peer}",
             f"ip link set {self.host} alias '{self.alias}'{' addrgenmode none' if self.bridge else ''}{master} up",
         )
+
+
+def _are_peers(one: Link, other: Link) -> bool:
+    """Whether two links are the ends of one veth pair."""
+    return (one.peer_index, other.peer_index) == (other.index, one.index)
 
 
 @dataclass(frozen=True, slots=True)

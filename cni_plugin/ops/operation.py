@@ -67,6 +67,11 @@ class Operation:
         return None
 
     @property
+    def needs(self) -> tuple[LinkRef, ...]:
+        """The links without which the effect cannot be there."""
+        return () if self.on_link is None else (self.on_link,)
+
+    @property
     def in_firewalls(self) -> bool:
         """Whether the effect is in rules that other programs keep as well, such as Docker, ufw, firewalld:
         it is restored once they do not change them any more.
@@ -123,6 +128,21 @@ class Operation:
         something was changed. Nothing is where only a new ADD can. ``machine`` has no container.
         """
         return False
+
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        """The links of ``creates`` that are not as ``apply`` left them, so that what was set up on them is
+        not there either.
+        """
+        sides = ((machine.side(side), side, name) for side, name in self.creates)
+        return tuple((side, name) for there, side, name in sides if there is None or there.link(name) is None)
+
+    def is_repairable(self, machine: Machine) -> bool:
+        """Whether ``repair`` mends what ``mismatch`` says. ``machine`` has the container."""
+        return True
+
+    def repair(self, machine: Machine) -> None:
+        """Make the change again, where an operator asks for it and the container runs. Raises WeftError."""
+        self.apply(machine)
 
     def adapt(self, earlier: Operation) -> Operation:
         """An earlier operation with the changes that this one made to its effect: what CHECK compares
@@ -181,3 +201,7 @@ class Lease(Operation):
     def apply(self, machine: Machine) -> bool:
         self.reserve(machine)
         return True
+
+    def is_repairable(self, machine: Machine) -> bool:
+        """No: the addresses would be others."""
+        return False

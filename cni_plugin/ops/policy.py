@@ -65,6 +65,10 @@ class RoutedBeside(Operation):
     rules: tuple[RoutingRule, ...]
     routes: tuple[KernelRoute, ...]
 
+    @property
+    def needs(self) -> tuple[LinkRef, ...]:
+        return ((Side.CONTAINER, self.link),)
+
     def apply(self, machine: Machine) -> bool:
         container = namespace_of(machine, Side.CONTAINER, self.link)
         for route in self.routes:
@@ -206,6 +210,9 @@ class Vrf(Operation):
         if link.options.get("vrf_table") != self.table:
             return f"the VRF {self.name} has the table {link.options.get('vrf_table')} instead of {self.table}"
         return None if link.up else f"the VRF {self.name} is down"
+
+    def is_repairable(self, machine: Machine) -> bool:
+        return namespace_of(machine, Side.CONTAINER, self.name).link(self.name) is None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         inside = nsenter(Side.CONTAINER, namespace)

@@ -89,6 +89,16 @@ class Ifb(Operation):
             return f"the host's link {self.name} is missing" if link is None else f"{self.name} is not an ifb link"
         return None if link.up else f"the host's link {self.name} is down"
 
+    def is_repairable(self, machine: Machine) -> bool:
+        link = machine.host.link(self.name)
+        return link is None or has_mark(link, self.alias)
+
+    def repair(self, machine: Machine) -> None:
+        if self.lost(machine):
+            self.apply(machine)
+        else:
+            machine.host.change_link(self.name, up=True)
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (
             f"ip link add {self.name} address {self.mac} mtu {self.mtu} type ifb",
@@ -107,6 +117,10 @@ class Redirected(Operation):
     @property
     def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
+
+    @property
+    def needs(self) -> tuple[LinkRef, ...]:
+        return ((Side.HOST, self.link), (Side.HOST, self.target))
 
     def apply(self, machine: Machine) -> bool:
         machine.host.set_redirect(self.link, self.target, egress=self.egress)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cache
-from typing import Self
+from typing import Self, TypeVar
 
 from cni_plugin.ops.operation import Delegate, Machine, Operation
 from cni_plugin.service import executor
@@ -25,6 +25,8 @@ from weft.errors import Busy, StateDamaged, WeftError
 from weft.kernel.host import Host
 from weft.kernel.interface import Kernel, Namespace, Ruleset
 from weft.types import Attachment, NamespaceId
+
+_T = TypeVar("_T")
 
 
 def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
@@ -87,7 +89,7 @@ class ServiceContext:
         found.known, current.known = executor.Known(), executor.Known()
         return found
 
-    def compared(self, compare: Callable[[ServiceContext], list[str]]) -> list[str]:
+    def compared(self, compare: Callable[[ServiceContext], list[_T]]) -> list[_T]:
         """What differs from what was set up; what the lists show is asked of the kernel itself once more,
         since they are some seconds old.
         """

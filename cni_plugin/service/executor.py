@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
-from cni_plugin.ops.operation import Lease, Machine, Operation
+from cni_plugin.ops.operation import Lease, LinkRef, Machine, Operation
 from weft.errors import Conflict, WeftError
 from weft.types import Result
 
@@ -134,6 +135,21 @@ class Known:
         return known[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs from what an operation has set up, in a sentence; ``operation`` as later ones adapt it."""
+
+    operation: Operation
+    sentence: str
+
+    def is_repairable(self, machine: Machine, shared: Sequence[Operation] = ()) -> bool:
+        """Whether a repair mends it: that of what networks share tries everything."""
+        try:
+            return self.operation in shared or self.operation.is_repairable(machine)
+        except WeftError:
+            return False
+
+
 def mismatches(
     operations: Sequence[Operation],
     machine: Machine,
@@ -141,26 +157,68 @@ def mismatches(
     *,
     shared: int = 0,
     known: Known | None = None,
+    below: Sequence[Operation] = (),
 ) -> list[str]:
-    """What differs from what the operations have set up, a sentence each.
+    """The sentences of ``differences``."""
+    return [one.sentence for one in differences(operations, machine, later, shared=shared, known=known, below=below)]
+
+
+def differences(
+    operations: Sequence[Operation],
+    machine: Machine,
+    later: Sequence[Operation] = (),
+    *,
+    shared: int = 0,
+    known: Known | None = None,
+    below: Sequence[Operation] = (),
+) -> list[Difference]:
+    """What differs from what the operations have set up. What was on a link that is lost is not listed.
 
     ``later`` are the operations of plugins further on in the chain, which may have changed the same
     things. The first ``shared`` operations are shared ones; what is ``known`` of these is added to it.
+    ``below`` are others, compared elsewhere, whose links these may be on.
     """
-    sentences = []
+    found = []
+    for index, (_, expected) in enumerate(_adapted(operations, later)):
+        if known is not None and index < shared:
+            sentence = known.mismatch(expected, machine)
+        else:
+            sentence = _mismatch(expected, machine)
+        if sentence:
+            found.append(Difference(expected, sentence))
+    return _causes(found, machine, below) if found else found
+
+
+def _causes(found: Sequence[Difference], machine: Machine, below: Sequence[Operation]) -> list[Difference]:
+    """The differences without those that follow from a link that is lost; its own says so."""
+    lost = {link for operation in below for link in operation.lost(machine)}
+    causes: list[Difference] = []
+    followed: set[LinkRef] = set()
+    for one in found:
+        mine = one.operation.lost(machine)
+        lacking = lost.intersection(one.operation.needs)
+        lost.update(mine)
+        if lacking and (not mine or mine != one.operation.creates):
+            followed |= lacking
+        else:
+            causes.append(one)
+    return [
+        replace(one, sentence=f"{one.sentence}, with what was set up on it")
+        if not followed.isdisjoint(one.operation.lost(machine))
+        else one
+        for one in causes
+    ]
+
+
+def _adapted(operations: Sequence[Operation], later: Sequence[Operation] = ()) -> Iterator[tuple[Operation, Operation]]:
+    """Each operation, and how it is after the changes that later ones have made to its effect."""
     changes = [(place, one) for place, one in enumerate((*operations, *later)) if _adapts(one)]
     for index, operation in enumerate(operations):
         expected = operation
         for place, change in changes:
             if place > index:
                 expected = change.adapt(expected)
-        if known is not None and index < shared:
-            sentence = known.mismatch(expected, machine)
-        else:
-            sentence = _mismatch(expected, machine)
-        if sentence:
-            sentences.append(sentence)
-    return sentences
+        yield operation, expected
 
 
 def _adapts(operation: Operation) -> bool:
@@ -185,6 +243,33 @@ def restore(operations: Sequence[Operation], machine: Machine) -> int:
         with contextlib.suppress(WeftError):
             changed += operation.restore(machine)
     return changed
+
+
+def repair(
+    operations: Sequence[Operation], machine: Machine, watch: Watch = unwatched, log: Log | None = None
+) -> list[WeftError]:
+    """Make again what differs of a running container's operations, and all that was on a link that is
+    lost, in order; the errors. What is on a link that cannot be made is left out.
+    """
+    remade: set[LinkRef] = set()
+    failed: set[LinkRef] = set()
+    errors: list[WeftError] = []
+    for operation, expected in _adapted(operations):
+        lost = operation.lost(machine)
+        if not failed.isdisjoint(operation.needs):
+            failed.update(lost)
+            continue
+        try:
+            if not operation.creates and not remade.isdisjoint(operation.needs):
+                apply(operation, machine, watch, log)
+            elif _mismatch(expected, machine) is not None and expected.is_repairable(machine):
+                watch("apply", operation)
+                (operation if lost else expected).repair(machine)
+                remade.update(lost)
+        except WeftError as error:
+            errors.append(error)
+            failed.update(lost)
+    return errors
 
 
 def _logged(log: Log, verb: str, operation: Operation, machine: Machine, step: Callable[[Machine], _T]) -> _T:
