@@ -7,7 +7,10 @@ from ipaddress import ip_address
 import pytest
 
 from cni_plugin.networks.live import Live, compare
-from weft.kernel.linux.live import Sent, Step
+from weft.kernel.linux.live import Sent, Step, traced
+from weft.kernel.netlink import constants
+from weft.kernel.netlink.attributes import attribute, nested, string
+from weft.kernel.nft.socket import ATTRIBUTES, FAMILIES
 from weft.kernel.trace.hops import Way
 from weft.kernel.trace.packet import Packet
 from weft.kernel.trace.ruleset import Match, RuleId
@@ -33,6 +36,24 @@ def test_what_was_said_has_no_differences() -> None:
     assert live(delivered(), Sent("connected", steps(1, 2)), 1, 2) == Live("connected", True, 2)
     dropped = live(Way(), Sent("", steps(1, 2, dropped=True)), 1, 2)
     assert dropped == Live("dropped by inet weft filter_forward", False, 2)
+
+
+@pytest.mark.parametrize("sort", [constants.NFT_TRACETYPE_RULE, constants.NFT_TRACETYPE_RETURN])
+@pytest.mark.parametrize("handle", [7, 0])
+def test_a_rule_that_returns_is_one_on_every_kernel(sort: int, handle: int) -> None:
+    """As Linux 6.7 and later tell of it, and as earlier ones do; without a handle a chain has ended."""
+    code = constants.NFT_RETURN if handle else -1  # NFT_CONTINUE
+    verdict = attribute(constants.NFTA_VERDICT_CODE, code.to_bytes(4, "big", signed=True))
+    found = [
+        string(constants.NFTA_TRACE_TABLE, "weft"),
+        string(constants.NFTA_TRACE_CHAIN, "filter_forward"),
+        attribute(constants.NFTA_TRACE_TYPE, sort.to_bytes(4, "big")),
+        nested(constants.NFTA_TRACE_VERDICT, verdict),
+    ]
+    if handle:
+        found.append(attribute(constants.NFTA_TRACE_RULE_HANDLE, handle.to_bytes(8, "big")))
+    head = bytes(ATTRIBUTES - 4) + bytes([FAMILIES["inet"], 0, 0, 0])
+    assert tuple(traced(constants.NFT_MSG_TRACE, head + b"".join(found))) == (steps(7) if handle else ())
 
 
 def test_rules_that_differ_are_named() -> None:

@@ -28,6 +28,7 @@ from weft.kernel.netlink.constants import (
     NFPROTO_NETDEV,
     NFT_MSG_TRACE,
     NFT_TRACETYPE_POLICY,
+    NFT_TRACETYPE_RETURN,
     NFT_TRACETYPE_RULE,
     NFTA_TRACE_CHAIN,
     NFTA_TRACE_POLICY,
@@ -171,7 +172,7 @@ class LivePacket:
             if self._socket.fileno() in ready:
                 answer = self._received()
             while messages := trace.receive("trace a packet", wait=False):
-                steps += [step for _, kind, _, message in messages for step in _step(kind, message)]
+                steps += [step for _, kind, _, message in messages for step in traced(kind, message)]
         return Sent(answer, tuple(steps))
 
     def _received(self) -> str:
@@ -207,7 +208,7 @@ def _answer(number: int) -> str:
     return "refused" if number == errno.ECONNREFUSED else os.strerror(number)
 
 
-def _step(kind: int, message: bytes) -> Iterator[Step]:
+def traced(kind: int, message: bytes) -> Iterator[Step]:
     """The rule of a message of the kernel's trace; nothing for the end of a chain, and of the tables here."""
     if kind & 0xFF != NFT_MSG_TRACE:
         return
@@ -219,7 +220,8 @@ def _step(kind: int, message: bytes) -> Iterator[Step]:
     chain, handle = get_string(found, NFTA_TRACE_CHAIN), int.from_bytes(found.get(NFTA_TRACE_RULE_HANDLE, b""), "big")
     if name.startswith(_OWN):
         return
-    if sort == NFT_TRACETYPE_RULE and handle:  # without a handle: the end of a chain
+    # Without a handle: the end of a chain. Rules that return are of the type return before Linux 6.7.
+    if sort in (NFT_TRACETYPE_RULE, NFT_TRACETYPE_RETURN) and handle:
         yield Step(f"{family} {name}", chain, handle, verdict & 0xFF == NF_DROP)
     elif sort == NFT_TRACETYPE_POLICY and found.get(NFTA_TRACE_POLICY) == NF_DROP.to_bytes(4, "big"):
         yield Step(f"{family} {name}", chain, 0, True)
