@@ -253,6 +253,7 @@ def test_recorded_packets_are_not_accepted_again(ipsec_cluster: Cluster) -> None
     """Sent again as they were captured, they are dropped and counted, also with another network's key."""
     cluster = ipsec_cluster
     found = _joined(cluster)
+    assert cluster.host.ping("a1", address(found[2]))
     with frames.Capture("/run/netns/fab") as capture:
         assert _ping(cluster, address(found[2]))
         recorded = [one for one in capture.frames() if one[12:14] == b"\x08\x00" and one[23] == 50]

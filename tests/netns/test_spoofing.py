@@ -208,18 +208,24 @@ def test_arp_and_nd_poisoning(host: Host, conf: dict[str, Any], poisoned: bool) 
     host.inside("victim", "sysctl", "-qw", "net.ipv4.neigh.eth0.locktime=0")
     for address in (GATEWAY, GATEWAY6):
         assert host.ping("victim", address)
-    poison(topology)
     wrong = topology.macs["evil"]
     right = {"victim": topology.macs["host"], None: topology.macs["victim"]}
 
-    def known() -> dict[str | None, list[str]]:
+    def known() -> dict[str | None, list[str | None]]:
         return {
-            "victim": [topology.neighbours("victim", "eth0")[one] for one in (GATEWAY, GATEWAY6)],
-            None: [topology.neighbours(None, "br0")[one] for one in (VICTIM, VICTIM6)],
+            "victim": [topology.neighbours("victim", "eth0").get(one) for one in (GATEWAY, GATEWAY6)],
+            None: [topology.neighbours(None, "br0").get(one) for one in (VICTIM, VICTIM6)],
         }
 
+    def poisoned_again() -> bool:
+        # A claim is ignored in the jiffy of an earlier change (arp_process), and undone by the question of a neighbour
+        # that asks after five seconds whether the other is still there (NUD_PROBE).
+        poison(topology)
+        return known() == {place: [wrong] * 2 for place in right}
+
+    poison(topology)
     if poisoned:
-        until(lambda: known() == {place: [wrong] * 2 for place in right}, what="poisoning")
+        until(poisoned_again, what=lambda: f"poisoning; {known()}")
     else:
         time.sleep(BRIEFLY)
         assert known() == {place: [mac] * 2 for place, mac in right.items()}
@@ -232,11 +238,15 @@ def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any])
     topology = Topology(host, {**conf, "ipam": ipam})
     before = seen.inner(topology.paths["victim"]), host.snapshot()
     mac = topology.macs["evil"]
-    topology.send(
-        frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), BROADCAST)
-    )
+    said = frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), BROADCAST)
+
+    def taken() -> bool:
+        topology.send(said)
+        return has_advertised_route(host)
+
+    topology.send(said)
     if conf is UNCHECKED:
-        until(lambda: has_advertised_route(host), what="an advertised route")
+        until(taken, what="an advertised route")
     else:
         time.sleep(BRIEFLY)
         assert not has_advertised_route(host)

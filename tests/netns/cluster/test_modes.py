@@ -150,7 +150,7 @@ def test_containers_share_a_segment(hosts: Machines, flat: Flat) -> None:
     listed = hosts[1].run("ip", "-n", "f1", "-j", "neigh", "show", flat.four[2], "dev", "eth0").json
     assert listed[0]["lladdr"] == mac(hosts[2], "f2")
     for number in hosts.all:  # hosts reach containers of other hosts, and answer them
-        assert hosts[number].run("ping", "-c1", "-W5", flat.four[number % 3 + 1], check=False).code == 0
+        assert hosts[number].run("ping", "-c1", "-w10", flat.four[number % 3 + 1], check=False).code == 0
     assert not hosts[2].weft("check", check=False).code
 
 
@@ -189,7 +189,7 @@ def test_a_container_cannot_take_the_addresses_of_another(hosts: Machines, flat:
 def test_networks_are_isolated(hosts: Machines, flat: Flat) -> None:
     hosts[2].weft("network", "create", "beside")
     beside = hosts[2].attach("beside", "b2")
-    assert hosts[2].run("ping", "-c1", "-W5", beside).code == 0
+    assert hosts[2].run("ping", "-c1", "-w10", beside).code == 0
     for number in (1, 2):
         assert not hosts[number].ping(f"f{number}", beside, expected=False)
     assert not hosts[2].ping("b2", flat.four[1], expected=False)
@@ -297,13 +297,13 @@ def test_direct_routes_let_nobody_else_in(hosts: Machines, near: Near) -> None:
     hosts[3].detach("stranger", "x3")
     until(lambda: not hosts[3].weft("network", "rm", "stranger", check=False).code, 60, "the removal")
     # The peer itself is let in, also by its underlay address, which masquerading gives to other networks.
-    assert hosts[3].run("ping", "-c1", "-W5", near.four[1], check=False).code == 0
+    assert hosts[3].run("ping", "-c1", "-w10", near.four[1], check=False).code == 0
     listed = hosts[1].run("nft", "list", "set", "inet", "weft", "direct_peers4").stdout
     assert hosts[3].address in listed, listed
     # A host of the segment that is no peer, with a route to the containers.
     with contextlib.closing(Machine(9, hosts.bridge, hosts[1].address.rpartition(".")[0])) as other:
         other.run("ip", "route", "add", subnet, "via", hosts[1].address)
-        assert other.run("ping", "-c1", "-W1", hosts[1].address, check=False).code == 0
+        assert other.run("ping", "-c1", "-w10", hosts[1].address, check=False).code == 0
         assert other.run("ping", "-c1", "-W1", near.four[1], check=False).code
         other.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
         assert other.run("ping", "-c1", "-W1", "-I", "10.99.0.1", near.four[1], check=False).code

@@ -163,7 +163,7 @@ def test_routes_have_the_mtu_that_reaches_a_peer(hosts: Machines, blue: Blue) ->
         small = hosts[1].weft("status", "peers", "--json", check=False)
         assert small.code and {one["Node"]: one["MTU"] for one in small.json} == {"h2": 1350, "h3": 1450}
         until(lambda: "mtu 1350" in hosts[1].run("ip", "route").stdout, _SOON, "the MTU of the routes")
-        ping = ("ip", "netns", "exec", "c1", "ping", "-c", "1", "-W", "5", "-M", "do", "-s")
+        ping = ("ip", "netns", "exec", "c1", "ping", "-c", "1", "-w", "10", "-M", "do", "-s")
         assert hosts[1].run(*ping, str(1350 - 28), blue.at[2], check=False).code == 0
     finally:
         run("ip", "link", "set", hosts[2].link, "mtu", "1500")
