@@ -322,8 +322,8 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         losses.setdefault(each.network, []).append((each.sentence, Command(each.command)))
     networks = _first_of_each_name(tool)
     results = [
-        (one, [*zip(sentences, findings.remedies(context, one, sentences), strict=True), *losses.get(one.network, ())])
-        for one, sentences in zip(found, _problems_of(tool, context, found, networks), strict=True)
+        (one, [*((sentence, findings.remedy(one, mended)) for sentence, mended in each), *losses.get(one.network, ())])
+        for one, each in zip(found, _problems_of(tool, context, found, networks), strict=True)
     ]
     broken = sum(bool(differences) for _, differences in results)
     named = owners.names(one.container for one, _ in results)
@@ -360,17 +360,20 @@ def _first_of_each_name(tool: Tool) -> dict[str, NetworkList]:
 
 def _problems_of(
     tool: Tool, context: ServiceContext, found: Sequence[Endpoint], networks: Mapping[str, NetworkList]
-) -> list[list[str]]:
+) -> list[list[tuple[str, bool]]]:
     return attachments.of_each(
         context, found, lambda part: [problems(tool, context, one, networks.get(one.network)) for one in part]
     )
 
 
-def problems(tool: Tool, context: ServiceContext, one: Endpoint, network: NetworkList | None) -> list[str]:
-    """Differences from what was set up, then the errors of the foreign plugins' CHECK."""
-    found = attachments.mismatches(context, one)
+def problems(tool: Tool, context: ServiceContext, one: Endpoint, network: NetworkList | None) -> list[tuple[str, bool]]:
+    """Differences from what was set up, then the errors of the foreign plugins' CHECK; whether ``weft doctor
+    --repair`` mends each.
+    """
+    found = dict(attachments.differences(context, one))
     if one.state is State.ATTACHED and network is not None and not all(map(implemented, network.types)):
         previous = answer(one.result, one.records[-1].version)
         chain = Chain(tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path)
-        found += chain.check(previous if isinstance(previous, dict) else None)
-    return list(dict.fromkeys(found))
+        for sentence in chain.check(previous if isinstance(previous, dict) else None):
+            found.setdefault(sentence, False)
+    return list(found.items())

@@ -28,10 +28,9 @@ def differences(context: ServiceContext, one: Endpoint | NetworkRecord) -> list[
 
 def _is_loopback_down(container: Namespace) -> bool:
     try:
-        lo = container.link("lo")
-    except WeftError:
+        return not container.is_loopback_up()
+    except (WeftError, OSError):
         return False
-    return lo is not None and not lo.up
 
 
 def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:

@@ -173,14 +173,11 @@ def of_attachments(context: ServiceContext, found: Sequence[Endpoint] | None = N
                 yield Finding(f"{one}: {sentence}", _BY_HAND)
 
 
-def remedies(context: ServiceContext, one: Endpoint, sentences: Sequence[str]) -> list[Remedy]:
-    """What mends each difference of an endpoint; that of its network's shared things, too."""
-    if not sentences:
-        return []
+def remedy(one: Endpoint, is_repairable: bool) -> Remedy:
+    """What mends a difference of an endpoint."""
     if one.state is not State.ATTACHED:
-        return [_GC] * len(sentences)
-    mended = dict(attachments.differences(context, one))
-    return [_REPAIR if mended.get(sentence) else _BY_HAND for sentence in sentences]
+        return _GC
+    return _REPAIR if is_repairable else _BY_HAND
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

@@ -263,6 +263,7 @@ def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.Mo
     _doctor(filled)
     calls = Counter(filled.kernel.calls)
     assert (calls["all_ports_fdb"], calls["open"], calls["identify"]) == (1, 2 * EACH, 2 * EACH), calls
+    assert calls["link"] == 2 * EACH, calls  # whether lo is up costs no message
     assert calls["links"] - calls["all_addresses"] == 1, calls
 
     listed = filled.context.comparing_all()
@@ -276,3 +277,23 @@ def test_check_of_all_lists_the_host_once(tmp_path: Path, monkeypatch: pytest.Mo
     later.kernel.host.links()
     filled.kernel.host.change_link(host_link, up=True)
     assert attachments.mismatches(later, one) == []  # the list still has it down, the kernel has not
+
+
+def test_what_mends_a_difference_is_decided_where_it_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each process for its part: where all is broken, the first would look at everything once more."""
+    monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / "leases"))
+    filled, of_each = Filled(tmp_path, 2), attachments.of_each
+    for link in filled.kernel.host.links():
+        if link.kind == "veth":
+            filled.kernel.host.change_link(link.name, up=False)
+
+    def looked(*given: Any) -> list[Any]:
+        found = of_each(*given)
+        filled.kernel.calls.clear()
+        return found
+
+    monkeypatch.setattr(attachments, "of_each", looked)
+    weft = tool.Tool(config=str(filled.config), make=lambda: filled.context, missing_privileges=lambda: "")
+    with pytest.raises(SystemExit) as ended:
+        listing.check.main(["--json"], obj=weft, prog_name="check")
+    assert ended.value.code == 1 and filled.kernel.calls == []

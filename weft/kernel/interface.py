@@ -73,6 +73,9 @@ class Namespace(Protocol):
         *Equivalent to:* ``cat /sys/class/net/NAME/address``.
         """
 
+    def is_loopback_up(self) -> bool:
+        """Whether ``lo`` is up, without taking RTNL. *Equivalent to:* ``cat /sys/class/net/lo/flags``."""
+
     def links(self) -> tuple[Link, ...]:
         """All links. *Equivalent to:* ``ip -d link show``."""
 

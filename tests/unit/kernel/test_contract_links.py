@@ -39,6 +39,9 @@ def test_a_new_namespace_has_a_loopback_that_is_down(topology: Topology) -> None
     link = topology.container.link("lo")
     assert link is not None and not link.up and names(topology.container) == ["lo"]
     assert topology.container.addresses("lo") == () and topology.container.routes() == ()
+    assert not topology.container.is_loopback_up()
+    topology.container.change_link("lo", up=True)
+    assert topology.container.is_loopback_up()
 
 
 def test_a_namespace_is_known_by_its_identity(topology: Topology) -> None:

@@ -71,6 +71,9 @@ class FakeNamespace(FakeForwarding):
     def cached_mac(self, name: str) -> str:
         return ""
 
+    def is_loopback_up(self) -> bool:
+        return self.links_by_name["lo"].up
+
     def links(self) -> tuple[Link, ...]:
         self.kernel.called("links")
         return tuple(sorted((link.to_link() for link in self.links_by_name.values()), key=lambda link: link.index))

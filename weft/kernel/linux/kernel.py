@@ -25,6 +25,7 @@ from weft.kernel.netlink import (
     deletion,
     fdb,
     htb,
+    ioctls,
     links,
     neighbours,
     nexthops,
@@ -126,6 +127,9 @@ class LinuxNamespace:
 
     def cached_mac(self, name: str) -> str:
         return links.cached_mac(self._socket, name)
+
+    def is_loopback_up(self) -> bool:
+        return ioctls.is_loopback_up(self._socket.fileno())
 
     def links(self) -> tuple[Link, ...]:
         return links.list_links(self._socket)
@@ -338,7 +342,7 @@ class LinuxNamespace:
 
     def routes(self, *, link: str = "", family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
         index = self._index(link, f"list the routes of {link}") if link else 0
-        return routes.list_routes(self._socket, index=index, family=family, table=table)
+        return routes.list_routes(self._socket, link=link, index=index, family=family, table=table)
 
     def find_route(self, question: RouteQuestion) -> FoundRoute:
         return route_lookup.find(self._socket, question, self.link(question.incoming) if question.incoming else None)

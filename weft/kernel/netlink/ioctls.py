@@ -60,6 +60,12 @@ def link_index(descriptor: int, name: str) -> int:
     return int(struct.unpack_from("=i", answer, 16)[0])
 
 
+def is_loopback_up(descriptor: int) -> bool:
+    """Whether ``lo``, which every namespace has, is up."""
+    answer = fcntl.ioctl(descriptor, SIOCGIFFLAGS, struct.pack("=16s24x", b"lo"))
+    return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_UP)
+
+
 def link_attributes(descriptor: int, name: str, index: int) -> LinkAttributes | None:
     """The attributes of the link, None where the index no longer has that name."""
     # The name first: the kernel tries to load a module of a name that no link has.

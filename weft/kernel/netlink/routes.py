@@ -64,12 +64,15 @@ _RTNEXTHOP = Struct("=HBBi")
 
 
 @parses_answer
-def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
-    """Unicast routes, of one link, family or table where given; each next hop of a multipath route
-    by itself.
+def list_routes(
+    socket: RouteSocket, *, link: str = "", index: int = 0, family: int = 0, table: int = 0
+) -> tuple[KernelRoute, ...]:
+    """Unicast routes, of one link (by name and index), family or table where given; each next hop of a
+    multipath route by itself.
     """
     found: list[KernelRoute] = []
     names = LinkNames(socket.fileno())
+    names[index] = link
     for version in (family,) if family else (4, 6):
         for message in _messages(socket, version, index, table):
             found += _routes(message, index, names)
