@@ -34,9 +34,8 @@ class Recovery:
 
     def note_held(self) -> None:
         """Log and remember that the store has just been read without records that may not have been removed."""
-        if self._view.held:
-            self._held_since = time.monotonic()
-        if self._view.doubted:
+        self._held_since = time.monotonic()
+        if self._view.doubted and self._view.held:
             log.error(
                 "the store has lost %d records of networks that nobody has removed; they are kept: %s …",
                 len(self._view.held),
@@ -47,7 +46,7 @@ class Recovery:
         """Write again what the store has lost of this host's, and of the networks; believe it about the rest
         after a while, and return True then. Raises StoreError.
         """
-        if not self._view.held:
+        if not (self._view.held or self._view.doubted):
             return False
         for key, there in sorted(self._view.held.items()):
             entry = self._view.entry(key)

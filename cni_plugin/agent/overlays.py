@@ -329,7 +329,7 @@ class Overlays:
         await self._store.transact([Compare(network.key, "mod", network.revision)], [Put(key, value)])
 
     async def _leave(self, name: str) -> str:
-        if self.view.doubted:
+        if self.view.doubted and name not in self.view.removed:
             return ""
         problem = await self._run(self._host.leave, name)
         if not problem:

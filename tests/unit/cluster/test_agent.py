@@ -20,10 +20,11 @@ from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
 from cluster.records import Block, Network
 from cluster.view import View
+from cni_plugin.agent import overlay_recovery
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
-from store import Put, Store
+from store import Entry, Put, Range, Store
 from store.embedded import open_embedded
 from weft.errors import BadOption, InUse, Missing
 from weft.types import Address
@@ -373,9 +374,27 @@ async def test_what_a_restored_store_lacks_is_written_again(tmp_path: Path) -> N
     for name, host in again.hosts.items():
         host.files, host.peers = found.hosts[name].files, found.hosts[name].peers
     await again.start()
-    await until(lambda: not any(one.view.held for one in again.agents.values()) and again.agents["h1"].view.networks(),
+    await until(lambda: all(one.view.revision and not one.view.held for one in again.agents.values()),
                 "everything written again")  # fmt: skip
     assert {name: again.blocks(name) for name in again.hosts} == before
     assert agent.view.networks().keys() == again.agents["h2"].view.networks().keys()
+    await networks.remove(emptied, "small", force=True)
+    await until(lambda: not any(one.files for one in again.hosts.values()), "the end of a network that is removed then")
     await again.stop()
     await emptied.close()
+
+
+async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lacks nothing, since others have written it again before."""
+    store, view = await open_embedded(tmp_path / "catalog.db"), View()
+    view.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
+    view.load(Range((Entry(records.LIST, b"blue", 2, 2, 1),), 2), "h1")
+    recovery = overlay_recovery.Recovery("h1", store, view)
+    recovery.note_held()
+    assert view.doubted and not view.held
+    assert not await recovery.reassert()
+    assert view.doubted
+    monkeypatch.setattr(overlay_recovery, "_HOLD", -1.0)
+    assert await recovery.reassert(), "a pass leaves what was removed before"
+    assert not view.doubted
+    await store.close()
