@@ -42,6 +42,8 @@ class History:
     errors: list[str] = field(default_factory=list)
     leases: int = 0
     refusals: int = 0
+    refused: str = ""
+    """What the last call said that was refused."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def leased(self, address: str, host: str, container: str) -> None:
@@ -56,7 +58,7 @@ class History:
             self.held.pop(address, None)
 
 
-def ipam(host: Machine, command: str, container: str) -> str | None:
+def ipam(host: Machine, history: History, command: str, container: str) -> str | None:
     """A lease from the network's pool, as an ADD makes one, or its release, ""; None where it is refused."""
     listed = host.read("/etc/cni/net.d/zz-small.conflist")
     config = {"cniVersion": "1.0.0", "name": "small", "type": "weft", **listed["plugins"][0]}
@@ -65,6 +67,7 @@ def ipam(host: Machine, command: str, container: str) -> str | None:
     argv = host.argv("env", *(f"{key}={value}" for key, value in call.items()), str(ROOT / "bin/cni/weft"))
     found = run(*argv, stdin=json.dumps(config), environment=host.environment, check=False, timeout=120)
     if found.code:
+        history.refused = found.stdout + found.stderr
         return None
     return "" if command == "DEL" else str(found.json["ips"][0]["address"]).partition("/")[0]
 
@@ -85,7 +88,7 @@ def work(host: Machine, history: History, ended: threading.Event) -> None:
             free(host, history, gone, own.pop(gone))
             continue
         host.run("ip", "netns", "add", container)
-        if address := ipam(host, "ADD", container):
+        if address := ipam(host, history, "ADD", container):
             own[container] = address
             history.leased(address, host.name, container)
         else:
@@ -98,7 +101,7 @@ def work(host: Machine, history: History, ended: threading.Event) -> None:
 def free(host: Machine, history: History, container: str, address: str) -> None:
     """As a runtime does, which repeats a DEL that fails."""
     history.freeing(address)
-    until(lambda: ipam(host, "DEL", container) is not None, _SOON, f"the DEL of {container} on {host.name}")
+    until(lambda: ipam(host, history, "DEL", container) is not None, _SOON, f"the DEL of {container} on {host.name}")
     host.run("ip", "netns", "delete", container)
 
 
@@ -134,7 +137,7 @@ def test_no_address_is_leased_twice_under_faults(hosts: Machines, etcd: Cluster)
         if error is not None:
             raise error
     etcd.wait()
-    assert history.leases > 5
+    assert history.leases > 5, history.refused
     for host in hosts.all.values():
         host.up()
     check(hosts, etcd)
