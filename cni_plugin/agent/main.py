@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.agent import (
     catalog_file,
+    connection_metrics,
     dns_front,
     dns_worker,
     event_log,
@@ -285,13 +286,16 @@ class Agent:
             self._task(refreshing)
         else:
             await refreshing
+        balancer = None
         if settings.balancing is not None:
             allocator = Allocator(catalog, store, settings.balancing, metrics)
-            balancing = self._balance(sync, allocator, Balancer(catalog, settings.balancing, metrics))
+            balancer = Balancer(catalog, settings.balancing, metrics)
+            balancing = self._balance(sync, allocator, balancer)
             if sync.loaded.is_set():
                 await balancing
             else:
                 self._task(balancing)
+        connection_metrics.export(metrics, self._folder, balancer.services if balancer is not None else tuple)
         following = await asyncio.to_thread(_following)
         await self._start_part("follower", following(self._folder, metrics))
         prober = new_prober(self._spawner, metrics)

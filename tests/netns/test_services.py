@@ -221,6 +221,50 @@ def _shared(topology: Topology, place: str | None, version: int) -> bool:
     return set(topology.picks(place, 20, version)) == {"a", "b"}
 
 
+def _metric(topology: Topology, name: str) -> dict[str, float]:
+    """The series of a metric: labels, as Prometheus has them, and value."""
+    connection = http.client.HTTPConnection("127.0.0.1", 8500, timeout=STARTS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/agent/metrics?format=prometheus")
+        lines = connection.getresponse().read().decode().splitlines()
+    found = (line.rpartition(" ") for line in lines if line.startswith(f"{name}{{"))
+    return {labels.removeprefix(name): float(value) for labels, _, value in found}
+
+
+def test_connections_are_counted(topology: Topology) -> None:
+    """Of each network, each virtual address, and each container beside its limit."""
+    topology.add("a", "blue", 10, services=[WEB])
+    for name, network, number, bound in (("c", "red", 11, 64), ("d", "red", 11, 8192)):
+        topology.add(name, network, number, limits={"connections": bound})
+    topology.until_healthy("a")
+    until(lambda: topology.picks("c", 1) == {"a": 1})
+    until(lambda: topology.picks("c", 1, 6) == {"a": 1})
+    virtual, virtual6 = topology.virtual(), topology.virtual(6)
+    before = _metric(topology, "weft_service_connections")
+    assert set(before) == {f'{{service="web",address="{one}"}}' for one in (virtual, virtual6)}
+    held = []
+    for name, address, count in (("c", virtual, 20), ("d", virtual, 5), ("d", virtual6, 3)):
+        with inside(f"/run/netns/{name}"):
+            held += [socket.create_connection((address, 80), timeout=PATIENTLY) for _ in range(count)]
+    with contextlib.ExitStack() as opened:
+        for one in held:
+            opened.enter_context(one)
+
+        def counted() -> bool:
+            now = _metric(topology, "weft_service_connections")
+            grown = {labels: now[labels] - before[labels] for labels in before}
+            return grown == {f'{{service="web",address="{virtual}"}}': 25, f'{{service="web",address="{virtual6}"}}': 3}
+
+        until(counted, STARTS, "28 connections")
+        of_networks = _metric(topology, "weft_network_connections")
+        assert of_networks['{network="red"}'] >= 28 > of_networks['{network="blue"}']
+        at = {name: f'{{network="red",address="{topology.address(name)}"}}' for name in ("c", "d")}
+        of_containers = _metric(topology, "weft_container_connections")
+        assert of_containers[at["c"]] >= 20 and of_containers[at["d"]] >= 5
+        limits = _metric(topology, "weft_container_connection_limit")
+        assert (limits[at["c"]], limits[at["d"]]) == (64, 8192)
+
+
 def test_failing_instance_is_removed_and_restored(topology: Topology) -> None:
     for name in ("a", "b", "client"):
         topology.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])

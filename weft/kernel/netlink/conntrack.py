@@ -63,6 +63,18 @@ _FAMILIES = {4: AF_INET, 6: AF_INET6}
 _SECONDS = 10
 _NFGENMSG = Struct("=BBH")
 _PORT = Struct("!H")
+_TYPE = 0x3FFF  # NLA_TYPE_MASK
+_SIZES = {4: 4, 6: 16}
+_ORIGINAL = {
+    version: Struct(f"={HEADER_SIZE}x4x 2xH 2xH 2xH{size}s 2xH{size}s 2xH 2xHB3x 8x 2xH2s")
+    for version, size in _SIZES.items()
+}
+"""The first attributes of a connection, each after its length: the type, and the value of those that nest none."""
+
+Place = tuple[Address, str, int]
+"""An address, a protocol and a port."""
+Counts = dict[Address, int]
+PlaceCounts = dict[Place, int]
 
 
 class Conntrack:
@@ -131,6 +143,40 @@ class Conntrack:
             if flow is not None and flow.reply_source == target and (flow.protocol, flow.port) in wanted
         )
 
+    def count_of(self, sources: Iterable[Address], services: Iterable[Place]) -> tuple[Counts, PlaceCounts]:
+        """How many connections these addresses have opened, and how many go to these places, before any
+        translation; those with none are missing.
+
+        Walks the whole table once for each IP version, and keeps no entry: some microseconds each.
+        *Equivalent to:* ``conntrack -L | grep …``.
+        """
+        by_source = {one.packed: one for one in sources}
+        by_place = {(one.packed, PROTOCOLS[protocol], port): (one, protocol, port) for one, protocol, port in services}
+        found: Counts = {}
+        there: PlaceCounts = {}
+        for version in _FAMILIES:
+            if not any(len(packed) == _SIZES[version] for packed in (*by_source, *(one[0] for one in by_place))):
+                continue
+
+            def use(message: bytes, version: int = version) -> None:
+                original = _original(message, version)
+                if original is None:
+                    return
+                source, place = original
+                if source in by_source:
+                    found[by_source[source]] = found.get(by_source[source], 0) + 1
+                if place in by_place:
+                    there[by_place[place]] = there.get(by_place[place], 0) + 1
+
+            try:
+                self._opened().dump_each(_listing(version, b""), use)
+            except Missing:
+                continue
+            except KernelRefused:
+                self.close()
+                raise
+        return found, there
+
     def count(self) -> int:
         """How many connections are tracked.
 
@@ -171,10 +217,8 @@ class Conntrack:
                 raise outcome.error
 
     def _list(self, version: int, body: bytes) -> list[Attributes]:
-        body = _NFGENMSG.pack(_FAMILIES[version], NFNETLINK_V0, 0) + body
-        request = Request(_SUBSYSTEM | IPCTNL_MSG_CT_GET, 0, "list connections", body, needs="nf_conntrack_netlink")
         try:
-            messages = self._opened().dump(request, consistent=False)
+            messages = self._opened().dump(_listing(version, body), consistent=False)
         except Missing:
             return []
         except KernelRefused:
@@ -186,6 +230,32 @@ class Conntrack:
         if self._socket is None:
             self._socket = NetlinkSocket(NETLINK_NETFILTER, seconds=_SECONDS)
         return self._socket
+
+
+def _listing(version: int, body: bytes) -> Request:
+    """The request that lists the connections of an IP version; ``body`` is a filter."""
+    body = _NFGENMSG.pack(_FAMILIES[version], NFNETLINK_V0, 0) + body
+    return Request(_SUBSYSTEM | IPCTNL_MSG_CT_GET, 0, "list connections", body, needs="nf_conntrack_netlink")
+
+
+@parses_answer
+def _original(message: bytes, version: int) -> tuple[bytes, tuple[bytes, int, int]] | None:
+    """The source of a connection, and its destination, protocol and port (0 without ports), before any
+    translation.
+
+    The kernel writes these first, so that they are at fixed places, which is much faster than to parse all
+    attributes. Source: ``ctnetlink_fill_info`` in ``net/netfilter/nf_conntrack_netlink.c``.
+    """
+    if len(message) < _ORIGINAL[version].size:
+        return None
+    of, of_ip, of_source, source, of_destination, destination, of_protocol, of_number, number, of_port, port = (
+        _ORIGINAL[version].unpack_from(message)
+    )
+    if (of & _TYPE, of_ip & _TYPE, of_source, of_destination) != (CTA_TUPLE_ORIG, CTA_TUPLE_IP, *_CTA_IP[version]):
+        raise ValueError("the original addresses are not the first attribute")
+    if (of_protocol & _TYPE, of_number) != (CTA_TUPLE_PROTO, CTA_PROTO_NUM):
+        raise ValueError("the protocol is not after the addresses")
+    return source, (destination, number, _PORT.unpack(port)[0] if of_port == CTA_PROTO_DST_PORT else 0)
 
 
 def _filter(protocol: int, port: int, destination: Address | None) -> bytes:

@@ -309,6 +309,15 @@ class NetlinkSocket:
             f"cannot {request.action}: the tables kept changing meanwhile", hint="try again when the host is quieter"
         )
 
+    def dump_each(self, request: Request, use: Callable[[bytes], None]) -> None:
+        """Call ``use`` with each message that answers a dump, and keep none: where there may be very many.
+
+        Raises MessagesLost where some were dropped; those before have been used.
+        """
+        outcome, _ = self._dump(request, use)
+        if outcome.errno:
+            raise self.to_error(outcome)
+
     def submit(self, request: Request) -> None:
         """Send one request without waiting for its acknowledgement (see ``completed``)."""
         with self._lock:
@@ -349,7 +358,7 @@ class NetlinkSocket:
                         waiting -= outcomes[sequence - first].take(kind, flags, message)
             return outcomes
 
-    def _dump(self, request: Request) -> tuple[Outcome, bool]:
+    def _dump(self, request: Request, use: Callable[[bytes], None] | None = None) -> tuple[Outcome, bool]:
         with self._lock:
             first = self.reserve(1)
             self.send(pack(request.type, request.flags | _REQUEST_DUMP, first, request.body), request.action)
@@ -359,6 +368,10 @@ class NetlinkSocket:
                     if sequence == first:
                         interrupted |= bool(flags & NLM_F_DUMP_INTR)
                         outcome.take(kind, flags, message)
+                if use is not None:
+                    for message in outcome.messages:
+                        use(message)
+                    outcome.messages.clear()
             return outcome, interrupted
 
     # Events
