@@ -94,6 +94,9 @@ def measure(networks: int, each: int) -> None:
             filled = Filled(networks, each)
         for name in TOOLS:
             tool(name, expected=int(name == "status"))  # no agent runs
+        tool("trace", "c0-0", "c0-1", title="weft trace, within a network")
+        tool("trace", "c0-0", "host", "--port", "22", "--proto", "udp", title="weft trace, to the host")
+        tool("trace", "c0-0", f"c{networks - 1}-0", title="weft trace, to a closed network", expected=1)
         half = networks // 2
         filled.end(half)
         tool("ps", title=f"weft ps, {half * each} namespaces gone")
