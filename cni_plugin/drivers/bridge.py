@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
-from cni_plugin.ops import Bridge, Gateways, PinnedMac, Port, Promiscuous, Setting, VlanGateway, Vlans
+from cni_plugin.ops import Bridge, Gateways, PinnedMac, Port, Promiscuous, Reachable, Setting, VlanGateway, Vlans
 from cni_plugin.ops.links import half_created
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
@@ -124,6 +124,7 @@ class BridgeNetwork:
                 ),
                 *(() if self.down else interface.routes(context, pair.container, found)),
             ),
+            after=() if self.down else (Reachable(pair.container, pair.host, self.bridge),),
             result=replace(
                 found,
                 interfaces=(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from cni_plugin.ops import LinkAddress, LinkRoute, Setting
+from cni_plugin.ops import LinkAddress, LinkRoute, Reachable, Setting
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -75,6 +75,7 @@ class PointToPoint:
                     context, link, found, tuple(one for ip in found.ips for one in _container_routes(link, ip))
                 ),
             ),
+            after=(Reachable(link, host),),
             result=result,
         )
 

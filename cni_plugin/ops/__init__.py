@@ -15,7 +15,7 @@ from cni_plugin.ops.bridges import Bridge, PinnedMac, Port, Promiscuous
 from cni_plugin.ops.firewalls import PassedOn
 from cni_plugin.ops.groups import LinkGroup
 from cni_plugin.ops.leases import ForeignLease, PoolLease
-from cni_plugin.ops.links import Up, Veth
+from cni_plugin.ops.links import Reachable, Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ COMMON: tuple[type, ...] = (
     PoolLease,
     Port,
     Promiscuous,
+    Reachable,
     Setting,
     Up,
     Veth,
@@ -131,6 +132,7 @@ __all__ = [
     "PortsFree",
     "Promiscuous",
     "PublishedPort",
+    "Reachable",
     "Redirected",
     "RouteMoved",
     "RoutedBeside",

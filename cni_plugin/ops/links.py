@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft import stderr
 from weft.errors import Conflict, Exists, Missing
 from weft.kernel import default_route
 from weft.kernel.interface import VethPeer
@@ -15,6 +16,7 @@ from weft.kernel.values import Link
 from weft.types import Side
 
 _PATIENCE = 2.0  # seconds
+_LONGEST_WAIT, _PAUSE = 1.0, 0.002  # seconds
 
 
 def nsenter(side: Side, namespace: str) -> str:
@@ -258,3 +260,54 @@ class Up(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"{nsenter(self.side, namespace)}ip link set {self.link} up",)
+
+
+@dataclass(frozen=True, slots=True)
+class Reachable(Operation):
+    """Wait until the ``host`` end of the container's veth pair sends, on ``bridge`` if given, and announce the
+    container's addresses.
+
+    The kernel announces them when the link comes up (arp_notify, ndisc_notify), but only then begins to
+    prepare the port: what goes through it before is lost. So would be the container's first packet, and the
+    answer to it; and neighbours that remember another container with the address would send to that for a
+    minute. Waits a second at most: what is not in operation by then, as a bridge that somebody has set
+    down, does not make ADD fail. Nothing is left to undo. *Equivalent to:* ``ip link set LINK address MAC``
+    with the MAC address that it has.
+    """
+
+    link: str
+    host: str
+    bridge: str = ""
+
+    @property
+    def on_link(self) -> LinkRef | None:
+        return (Side.CONTAINER, self.link)
+
+    def apply(self, machine: Machine) -> bool:
+        if machine.container is None:
+            raise Missing(f"there is no link {self.link} in the container")
+        self._wait(machine)
+        machine.container.announce(self.link)
+        return True
+
+    def _wait(self, machine: Machine) -> None:
+        deadline = time.monotonic() + _LONGEST_WAIT
+        while not machine.host.is_operational(self.host, self.bridge):
+            if time.monotonic() >= deadline:
+                where = f" on {self.bridge}" if self.bridge else ""
+                stderr.write(f"weft: {self.host}{where} is not in operation after {_LONGEST_WAIT:.0f} s\n")
+                return
+            time.sleep(_PAUSE)
+
+    def undo(self, machine: Machine) -> None:
+        return None
+
+    def mismatch(self, machine: Machine) -> str | None:
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        enter, same = nsenter(Side.CONTAINER, namespace), f"ip link show {self.link} | awk '/ether/ {{print $2}}'"
+        return (
+            f"# wait until {self.host} {'forwards' if self.bridge else 'is in operation'}, then announce the addresses",
+            f"{enter}ip link set {self.link} address $({enter}{same})",
+        )

@@ -139,7 +139,9 @@ def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:
             after=whole.after + step.after,
             result=step.result,
         )
-    return replace(whole, operations=_outside(whole.operations)) if context.handed_over else whole
+    if not context.handed_over:
+        return whole
+    return replace(whole, operations=_outside(whole.operations), after=_outside(whole.after))
 
 
 def _outside(operations: Sequence[Operation]) -> tuple[Operation, ...]:

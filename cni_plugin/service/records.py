@@ -28,7 +28,7 @@ from weft import files, types
 from weft.errors import StateDamaged
 from weft.identity import attachment_digest, attachment_mark, digest
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever records get a field or an operation: an earlier release, which would take such a record for
 damaged, then refuses it and leaves it as it is.
 """

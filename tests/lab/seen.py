@@ -61,6 +61,12 @@ def route(host: Host, destination: str, place: str | None = None, *, table: str 
     return found[0]
 
 
+def neighbour(host: Host, address: str, place: str | None = None) -> str:
+    """The MAC address that a namespace has of a neighbour, "" if it has none."""
+    found = _ask(host, place, "ip", "-j", "neigh", "show", address).json
+    return str(found[0].get("lladdr", "")) if found else ""
+
+
 def setting(host: Host, key: str, place: str | None = None) -> str:
     return _ask(host, place, "sysctl", "-n", key.replace("/", ".")).stdout.strip()
 

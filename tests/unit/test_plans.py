@@ -7,11 +7,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni_plugin.ops import Bridge, Forwarding6, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
+from cni_plugin.ops import (
+    Bridge,
+    Forwarding6,
+    Gateways,
+    LinkAddress,
+    LinkRoute,
+    Port,
+    Promiscuous,
+    Reachable,
+    Setting,
+    Up,
+    Veth,
+    links,
+)
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan
@@ -22,6 +36,7 @@ from lab.cases import Conf, conf
 from weft import identity
 from weft.errors import ConfigProblem, NamespaceProblem
 from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
 from weft.kernel.values import Element, KernelRoute
 from weft.types import Attachment, Result, Route, Side
 
@@ -91,6 +106,25 @@ def test_bridge_creates_the_veth_pair_first_with_names_and_macs_given() -> None:
     assert (pair.host, pair.container, pair.bridge, pair.mtu) == (VETH, "eth0", "wbr0", 1500)
     assert pair.mac == identity.mac("host", "container", "red", "c1", "eth0")
     assert pair.host_mac == identity.mac("host", "host", "red", "c1", "eth0")
+
+
+def test_a_container_is_reachable_once_the_rules_let_its_announcement_pass() -> None:
+    assert bridge(FOUR).after == (Reachable("eth0", VETH, "wbr0"),)
+    assert bridge(disableContainerInterface=True).after == ()
+    assert [type(one) for one in planned("ptp", FOUR).after] == [Reachable]
+
+
+def test_a_port_that_is_not_in_operation_delays_an_add_and_does_not_fail_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(links, "_LONGEST_WAIT", 0.0)
+    kernel = FakeKernel()
+    kernel.add("/c1")
+    monkeypatch.setattr(type(kernel.host), "is_operational", lambda *_: False)
+    weft = Weft(kernel, Host(str(tmp_path), "boot", 0.0))
+    weft.add(conf("bridge", "red", {"bridge": "wbr0"}), "/c1")
+    assert kernel.calls.count("announce") == 1
+    assert f"{VETH} on wbr0 is not in operation after" in capfd.readouterr().err
 
 
 def test_bridge_with_an_address_but_no_gateway() -> None:

@@ -231,17 +231,20 @@ def test_a_record_of_a_newer_schema_is_left_unchanged(records: Records) -> None:
     assert path.read_bytes() == newer
 
 
-def test_a_record_of_an_earlier_schema_is_read(records: Records) -> None:
+@pytest.mark.parametrize("schema", range(1, records_module.SCHEMA))
+def test_a_record_of_an_earlier_schema_is_read(records: Records, schema: int) -> None:
     path = Path(records.path(ATTACHMENT))
     records.write(RECORD)
     body = (
-        path.read_bytes().partition(b"\n")[2].replace(f'"schema": {records_module.SCHEMA},'.encode(), b'"schema": 1,')
+        path.read_bytes()
+        .partition(b"\n")[2]
+        .replace(f'"schema": {records_module.SCHEMA},'.encode(), f'"schema": {schema},'.encode())
     )
     path.write_bytes(_checked(body))
     assert records.read(ATTACHMENT) == RECORD
 
 
-FIELDS = {2: "1882bab9"}
+FIELDS = {3: "a728e391"}
 """The checksum of the classes that records may contain, and of their fields, by schema."""
 
 

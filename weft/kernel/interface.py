@@ -131,6 +131,23 @@ class Namespace(Protocol):
         *Equivalent to:* ``bridge link set dev NAME hairpin on isolated on …``.
         """
 
+    def is_operational(self, name: str, bridge: str = "") -> bool:
+        """Whether a link sends what it is given, and forwards if it is a port of ``bridge``, as far as the
+        spanning tree protocol lets it. Raises ``Missing``.
+
+        Until then, for some time after it has got a carrier, the kernel drops it. Linux 6.8 and later first do
+        here what they have put off (``linkwatch_sync_dev``). *Equivalent to:* ``ip -d link show NAME``: state
+        UP, bridge_slave state forwarding. Sources: ``net/core/link_watch.c``, ``net/bridge/br_if.c``.
+        """
+
+    def announce(self, name: str) -> None:
+        """Have the kernel announce the addresses of a link, as it does when one comes up: by gratuitous ARP
+        if the sysctl ``arp_notify`` is set, and unsolicited neighbour advertisements (``ndisc_notify``).
+
+        Raises ``Missing``. *Equivalent to:* ``ip link set NAME address MAC`` with the MAC address that it has.
+        Sources: ``inetdev_event`` in ``net/ipv4/devinet.c``, ``ndisc_netdev_event`` in ``net/ipv6/ndisc.c``.
+        """
+
     def vlans(self, name: str) -> tuple[BridgeVlan, ...]:
         """The VLANs of a bridge port. *Equivalent to:* ``bridge vlan show dev NAME``."""
 

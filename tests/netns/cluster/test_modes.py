@@ -18,8 +18,6 @@ from weft import identity
 
 pytestmark = pytest.mark.in_order
 STATIC = "10.120.240.7"
-OTHER = "10.120.240.8"
-"""Of no container before: neighbours may remember the one that had an address for a minute."""
 SOON = 60.0
 
 
@@ -90,17 +88,17 @@ def test_without_the_cluster_no_address_is_claimed(fixed: Machines, etcd: Cluste
 
 @pytest.mark.long(sampled=True)  # the agent is started again
 def test_a_host_that_does_not_answer_keeps_its_addresses(fixed: Machines) -> None:
-    fixed[1].attach("fixed", "kept", "--ip", OTHER)
+    fixed[1].attach("fixed", "kept", "--ip", STATIC)
     fixed[1].cut()
     try:
-        why = refused(fixed[3], "other", OTHER)
+        why = refused(fixed[3], "other", STATIC)
         assert "host h1 has it and does not answer" in why and "weft node rm h1" in why
     finally:
         fixed[1].cut(False)
     fixed[1].kill_agent()
     fixed[1].up()
-    reached(fixed, OTHER)
-    assert "kept/eth0 on host h1 uses it" in refused(fixed[3], "other", OTHER)
+    reached(fixed, STATIC)
+    assert "kept/eth0 on host h1 uses it" in refused(fixed[3], "other", STATIC)
     fixed[1].detach("fixed", "kept")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from unit.kernel.topology import Topology
 
-from lab.waiting import PATIENTLY
+from lab.waiting import PATIENTLY, until
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
 from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.snapshot import snapshot
@@ -63,6 +63,8 @@ def test_a_missing_link_is_none_and_every_verb_raises_missing(topology: Topology
         lambda: topology.host.delete_link("nope"),
         lambda: topology.host.change_link("nope", up=True),
         lambda: topology.host.change_port("nope", {"brport_mode": 1}),
+        lambda: topology.host.is_operational("nope"),
+        lambda: topology.host.announce("nope"),
         lambda: topology.host.addresses("nope"),
         lambda: topology.host.vlans("nope"),
         lambda: topology.host.tentative("nope"),
@@ -173,6 +175,23 @@ def test_port_attributes_read_back_as_written(topology: Topology) -> None:
         topology.host.change_port("veth0", {"brport_mode": 1})
     with pytest.raises(KernelRefused, match="brport_nonsense"):
         topology.host.change_port("veth0", {"brport_nonsense": 1})
+
+
+def test_a_port_is_operational_once_both_ends_and_the_bridge_are_up(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC)
+    veth(topology, master="br0")
+    topology.host.change_link("veth0", up=True)
+    assert not topology.host.is_operational("veth0", "br0")
+    topology.container.change_link("eth0", up=True)
+    until(lambda: topology.host.is_operational("veth0"))
+    assert not topology.host.is_operational("veth0", "br0")
+    topology.host.change_link("br0", up=True)
+    until(lambda: topology.host.is_operational("veth0", "br0"))
+    before = topology.container.link("eth0")
+    topology.container.announce("eth0")
+    assert topology.container.link("eth0") == before
+    topology.container.change_link("eth0", up=False)
+    until(lambda: not topology.host.is_operational("veth0", "br0"))
 
 
 def test_deleting_a_bridge_frees_its_ports(topology: Topology) -> None:

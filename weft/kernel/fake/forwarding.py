@@ -48,6 +48,15 @@ class FakeForwarding(FakeTraffic):
             raise Missing(f"cannot {action}: the kernel says No such file or directory")
         owner.neighbours = rest
 
+    def is_operational(self, name: str, bridge: str = "") -> bool:
+        self._called("is_operational")
+        action = f"read the state of {name}"
+        return all(self.existing(one, action).carrier for one in (name, bridge) if one)
+
+    def announce(self, name: str) -> None:
+        self._called("announce")
+        self.existing(name, f"announce the addresses of {name}")
+
     def fdb(self, link: str) -> tuple[FdbEntry, ...]:
         self._called("fdb")
         owner = self.existing(link, f"list the forwarding database of {link}")

@@ -22,6 +22,7 @@ from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.linux import tuntap, wireguard_go
 from weft.kernel.netlink import (
     addresses,
+    bridge_ports,
     deletion,
     fdb,
     htb,
@@ -308,7 +309,15 @@ class LinuxNamespace:
         links.get(self._socket, name)
 
     def change_port(self, name: str, attributes: Mapping[str, int]) -> None:
-        links.change_port(self._socket, name, attributes)
+        bridge_ports.change(self._socket, name, attributes)
+
+    def is_operational(self, name: str, bridge: str = "") -> bool:
+        return bridge_ports.is_operational(self._socket, name, bridge)
+
+    def announce(self, name: str) -> None:
+        action = f"announce the addresses of {name}"
+        links.index(self._socket, name, action)
+        links.change(self._socket, name, action, mac=links.cached_mac(self._socket, name))
 
     def vlans(self, name: str) -> tuple[BridgeVlan, ...]:
         return vlans.of_port(self._socket, name)

@@ -42,14 +42,12 @@ from weft.kernel.netlink.constants import (
     IFLA_MTU,
     IFLA_TXQLEN,
     IN6_ADDR_GEN_MODE_NONE,
-    NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
     RTEXT_FILTER_SKIP_STATS,
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_NEWLINK,
-    RTM_SETLINK,
 )
 from weft.kernel.netlink.errors import module
 from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
@@ -370,17 +368,6 @@ def delete(socket: RouteSocket, name: str) -> None:
     if identity.link_name_problem(name):
         raise Missing(f"cannot {action}: the link {name} does not exist")
     socket.request(request(RTM_DELLINK, 0, action, {}, [["IFLA_IFNAME", name]]))
-
-
-def change_port(socket: RouteSocket, name: str, attributes: Mapping[str, int]) -> None:
-    """Set attributes of a bridge port (``brport_mode``, ``brport_isolated`` …)."""
-    action = f"set the bridge port {name} to {', '.join(f'{key} {value}' for key, value in attributes.items())}"
-    for key in attributes:
-        if not codec.has_port_attribute(key):
-            raise KernelRefused(f"cannot {action}: a bridge port has no attribute {key}")
-    fields = {"family": AF_BRIDGE, "index": index(socket, name, action)}
-    port = ("IFLA_PROTINFO", {"attrs": codec.named(dict(attributes))}, NLA_F_NESTED)
-    socket.request(request(RTM_SETLINK, 0, action, fields, [port], needs="bridge ports"))
 
 
 def check_name(name: str, action: str) -> None:
