@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
-from cni_plugin.ops import ContainerLink, Veth
+from cni_plugin.ops import ContainerLink, Reachable, Veth
 from cni_plugin.ops.links import has_mark
-from cni_plugin.ops.operation import Operation
+from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Phase
+from weft.errors import KernelRefused, Missing
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Link
 from weft.types import Attachment
@@ -19,7 +21,8 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
     from now on CHECK and GC see it there. Whether the link is known to be in a container's namespace.
 
     A runtime moves the link first and renames it then, so one that has its first name is not settled yet,
-    unless the runtime has ``ended`` with it. Raises NamespaceProblem without such a namespace, Busy.
+    unless the runtime has ``ended`` with it. One that is to be used has its addresses announced. Raises
+    NamespaceProblem without such a namespace, Busy.
     """
     with context.locked(attachment):
         record = context.records.read(attachment)
@@ -35,10 +38,25 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
             if is_final and not namespace.id.same(host.id):
                 operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
                 context.records.write(replace(record, namespace=namespace.id, operations=operations))
+                if not ended:
+                    _announce(namespace, context.machine(namespace), name, record.operations)
                 return True
         finally:
             namespace.close()
     return False
+
+
+def _announce(namespace: Namespace, machine: Machine, name: str, operations: tuple[Operation, ...]) -> None:
+    """Announce the link's addresses, now and when it comes up again, as those of a link that weft configures."""
+    pair = next((one for one in operations if isinstance(one, Veth)), None)
+    with contextlib.suppress(KernelRefused):  # an ipvlan link, which has its parent's MAC address, or one that is gone
+        namespace.set_sysctl(f"net/ipv4/conf/{name}/arp_notify", "1")
+        with contextlib.suppress(Missing):  # without IPv6
+            namespace.set_sysctl(f"net/ipv6/conf/{name}/ndisc_notify", "1")
+        if pair is not None:
+            Reachable(name, pair.host, pair.bridge).apply(machine)
+        elif (link := namespace.link(name)) is not None and link.up:  # else the runtime may yet set its MAC address
+            namespace.announce(name)
 
 
 def _is_handed(operation: Operation) -> bool:

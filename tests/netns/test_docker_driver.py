@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.docker.calls import Calls
+from cni_plugin.docker.calls import Calls, link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Endpoint, Kept, Network
 from cni_plugin.networks import attachments
+from lab import seen
 from lab.abilities import require
 from lab.host import Host
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, call, ended
+from lab.waiting import until
 
 _TAG = "5"
 OPTIONS = {
@@ -29,6 +31,15 @@ OPTIONS = {
 def names(host: Host) -> set[str]:
     """The links of the host."""
     return {one["ifname"] for one in host.run("ip", "-j", "link").json}
+
+
+def move(host: Host, link: str, name: str, *addresses: str) -> None:
+    """What Docker does with a link after Join."""
+    host.run("ip", "link", "set", link, "netns", f"/run/netns/{name}")
+    host.inside(name, "ip", "link", "set", link, "name", "eth0")
+    for one in addresses:
+        host.inside(name, "ip", "address", "add", one, "dev", "eth0", *(["nodad"] if ":" in one else []))
+    host.inside(name, "ip", "link", "set", "eth0", "up")
 
 
 @pytest.mark.parametrize("driver", OPTIONS)
@@ -57,10 +68,8 @@ def test_a_link_that_docker_moves(host: Host, driver: str, tmp_path: Path) -> No
     assert isinstance(named, dict) and answer["Gateway"] == gateway
     link = str(named["SrcName"])
 
-    host.run("ip", "link", "set", link, "netns", path)
-    for line in (f"link set {link} name eth0", f"address add {address} dev eth0",
-                 "link set eth0 up", f"route add default via {gateway}"):  # fmt: skip
-        host.inside("c1", "ip", *line.split())
+    move(host, link, "c1", address)
+    host.inside("c1", "ip", "route", "add", "default", "via", gateway)
     assert host.ping("c1", gateway)
 
     endpoint, network = docker.endpoint(call(EndpointID=ENDPOINT)), docker.network(NETWORK)
@@ -72,3 +81,43 @@ def test_a_link_that_docker_moves(host: Host, driver: str, tmp_path: Path) -> No
     assert "eth0" not in host.inside("c1", "ip", "link").stdout
     assert names(host) == before and list(calls.service.records.all()) == []
     assert list(kept.all(Network)) == [] and list(kept.all(Endpoint)) == []
+
+
+@pytest.mark.parametrize("driver", ["bridge", "macvlan"])
+def test_neighbours_know_an_address_that_is_given_again_at_once(host: Host, driver: str, tmp_path: Path) -> None:
+    """They had the MAC address of the endpoint before; Docker's own networks make it of the address."""
+    if driver != "bridge":
+        require(driver)
+    lan = host.lan()
+    place = lan.name if driver == "macvlan" else None
+    if place:
+        for one in ("10.77.0.1/24", "fd77::1/64"):
+            host.inside(place, "ip", "address", "add", one, "dev", "eth0", *(["nodad"] if ":" in one else []))
+    calls = Calls()
+    docker = Networks(Kept(str(tmp_path / "kept")), calls)
+    pools = [{"AddressSpace": "LocalDefault", "Gateway": f"{net}1/{bits}", "Pool": f"{net}{zero}/{bits}"}
+             for net, zero, bits in (("10.77.0.", "0", 24), ("fd77::", "", 64))]  # fmt: skip
+    options = {GENERIC: {"driver": driver, **OPTIONS[driver]}}
+    docker.create_network(call(NetworkID=NETWORK, Options=options, IPv4Data=pools[:1], IPv6Data=pools[1:]))
+
+    def attach(number: int, *addresses: str) -> str:
+        """The MAC address of a new endpoint with these addresses, in use."""
+        path, name = host.container(f"x{number}"), f"{number}" * 64
+        keys = {"Address": addresses[0], "AddressIPv6": addresses[1], "MacAddress": ""}
+        made = docker.create_endpoint(call(NetworkID=NETWORK, EndpointID=name, Interface=keys, Options={}))
+        docker.join(call(NetworkID=NETWORK, EndpointID=name, SandboxKey=path, Options={}))
+        move(host, link_name(name), f"x{number}", *addresses)
+        assert calls.settle(docker.network(NETWORK), docker.endpoint(call(EndpointID=name)))
+        interface = made["Interface"]
+        assert isinstance(interface, dict)
+        return str(interface["MacAddress"])
+
+    attach(9, "10.77.0.9/24", "fd77::9/64")  # a bridge without ports forgets its neighbours
+    for turn in range(4):
+        mac = attach(turn, "10.77.0.77/24", "fd77::77/64")
+        for address in ("10.77.0.77", "fd77::77"):
+            if turn:  # nothing is sent to it meanwhile, by which they would notice
+                until(lambda address=address, mac=mac: seen.neighbour(host, address, place) == mac, what=address)  # type: ignore[misc]
+            assert host.ping(place, address)
+        docker.leave(call(NetworkID=NETWORK, EndpointID=f"{turn}" * 64))
+        docker.delete_endpoint(call(NetworkID=NETWORK, EndpointID=f"{turn}" * 64))

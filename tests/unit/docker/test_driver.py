@@ -69,10 +69,12 @@ def test_a_link_is_followed_into_the_sandbox(
     assert not calls.settle(network, endpoint)  # and no link in it
     calls.kernel.host.change_link(link_name(ENDPOINT), namespace=sandbox)
     assert not calls.settle(network, endpoint)  # Docker renames it next
-    sandbox.change_link(link_name(ENDPOINT), new_name="eth0")
+    sandbox.change_link(link_name(ENDPOINT), new_name="eth0", up=True)
     if endpoint.mac:
         sandbox.change_link("eth0", mac=endpoint.mac)  # as Docker does with the one that it is answered
     assert calls.settle(network, endpoint) and calls.settle(network, endpoint)
+    assert calls.kernel.calls.count("announce") == 1
+    assert sandbox.sysctl("net/ipv4/conf/eth0/arp_notify") == sandbox.sysctl("net/ipv6/conf/eth0/ndisc_notify") == "1"
     [one] = attachments.endpoints(calls.service)
     assert one.namespace.path == SANDBOX
     assert attachments.mismatches(calls.service, one) == []
