@@ -117,8 +117,11 @@ class Directory:
         try:
             with os.scandir(self.descriptor) as entries:
                 for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+                    try:  # contextlib.suppress costs a third of it: a /16 has 65,533 files
+                        modified = entry.stat(follow_symlinks=False).st_mtime
+                    except FileNotFoundError:
+                        continue
+                    yield entry.name, modified
         except OSError as error:
             raise self._damaged("list", "", error) from error
 

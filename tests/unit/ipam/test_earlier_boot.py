@@ -14,6 +14,7 @@ import pytest
 from unit.ipam.test_host_local import parse
 
 from ipam import view
+from ipam.directory import Directory
 from ipam.host_local import Owner, Pool, reserve
 from ipam.leases import open_locked, release
 from ipam.values import HostState, owner_text
@@ -140,3 +141,17 @@ def test_a_clock_that_is_put_back_meanwhile_frees_no_lease_of_this_boot(tmp_path
     for number in range(40):
         reserve(pool, Owner(f"later{number}", "eth0"), back)
     assert Path(pool.directory, "10.9.0.200").read_bytes() == owner_text(Owner("theirs", "eth0"))
+
+
+def test_the_time_of_a_file_costs_two_calls(tmp_path: Path) -> None:
+    """That of 65,533 files is asked for by the first reservation after another program has used a /16."""
+    pool, _ = filled(tmp_path, FEW)
+    calls: Counter[str] = Counter()
+    with Directory(pool.directory) as directory:
+        sys.setprofile(lambda frame, event, given: calls.update([event]))
+        try:
+            found = list(directory.modified())
+        finally:
+            sys.setprofile(None)
+    assert len(found) == FEW + 1
+    assert calls["call"] + calls["c_call"] <= 2 * len(found) + 50, calls
