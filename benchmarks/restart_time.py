@@ -42,6 +42,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 TARGET_PORT = 7000
 NODE = socket.gethostname()
 PAUSE = 0.01
+PATIENCE = 0.05
+"""Seconds after which a question is asked again: the first ones are lost, or refused."""
 MOST_SECONDS = 300.0
 
 
@@ -110,7 +112,7 @@ def until(answers: Callable[[], bool]) -> float:
 
 def dns_answers(passing: int, critical: int) -> bool:
     for number, expected in ((passing, 1), (critical, 0)):
-        reply = ask("127.0.0.1", 8600, question(f"s{number}.service.consul"), timeout=1.0)
+        reply = ask("127.0.0.1", 8600, question(f"s{number}.service.consul"), timeout=PATIENCE)
         if reply is None or len(read(reply).answer) != expected:
             return False
     return True
