@@ -83,8 +83,7 @@ class Bridge(Operation):
         """
         if not self.mtu or link.mtu == self.mtu or not has_mark(link, self.alias):
             return link.mtu
-        ports = [port.mtu for port in machine.host.links() if port.master == self.name]
-        return min(ports, default=link.mtu)
+        return min((port.mtu for port in machine.host.ports(self.name)), default=link.mtu)
 
     def _unfiltered(self, link: Link) -> bool:
         """Whether weft created it for a network without VLANs; VLAN filtering of other bridges is not
@@ -99,10 +98,9 @@ class Bridge(Operation):
             return
         if not has_mark(link, self.alias) and not half_created(link, self.mac):
             return
-        if any(port.master == self.name for port in machine.host.links()):
-            return
         with contextlib.suppress(Missing):
-            machine.host.delete_link(self.name)
+            if not machine.host.ports(self.name):
+                machine.host.delete_link(self.name)
 
     def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
         return () if machine.host.link(self.name) is not None else ((Side.HOST, self.name),)

@@ -199,8 +199,8 @@ class Vrf(Operation):
         # Any mark of weft's will do: the attachment that created it may be gone, and this one be the last.
         if not has_mark(link, self.alias) and not link.alias.startswith("weft:"):
             return
-        if not any(port.master == self.name for port in container.links()):
-            with contextlib.suppress(Missing):
+        with contextlib.suppress(Missing):
+            if not container.ports(self.name):
                 container.delete_link(self.name)
 
     def mismatch(self, machine: Machine) -> str | None:

@@ -1,6 +1,6 @@
 """What ``ps``, ``check``, ``doctor``, ``gc`` and ``status`` do grows with what is attached, not with its square.
 
-Counted on the fake kernel: requests to the kernel, and files opened or listed.
+Counted on the fake kernel: requests to the kernel, what it lists for them, and files opened or listed.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def work(filled: Filled, use: Callable[[Filled], None], monkeypatch: pytest.Monk
 def _counting(found: Counter[str], method: Callable[..., Any]) -> Callable[..., Any]:
     def called(*given: Any, **keys: Any) -> Any:
         found["kernel"] += 1
-        return method(*given, **keys)
+        answer = method(*given, **keys)
+        found["listed"] += len(answer) if isinstance(answer, tuple) else 0
+        return answer
 
     return called
 

@@ -79,6 +79,12 @@ class Namespace(Protocol):
     def links(self) -> tuple[Link, ...]:
         """All links. *Equivalent to:* ``ip -d link show``."""
 
+    def ports(self, master: str) -> tuple[Link, ...]:
+        """The links whose master is that bridge or VRF: the kernel chooses them. Raises Missing.
+
+        *Equivalent to:* ``ip link show master NAME``.
+        """
+
     def add_link(
         self,
         name: str,

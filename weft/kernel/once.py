@@ -56,6 +56,16 @@ class _Namespace:
     def links(self) -> tuple[Link, ...]:
         return tuple(self._links.values())
 
+    @cached_property
+    def _ports(self) -> dict[str, tuple[Link, ...]]:
+        found: dict[str, list[Link]] = {}
+        for link in self._links.values():
+            found.setdefault(link.master, []).append(link)
+        return {master: tuple(ports) for master, ports in found.items()}
+
+    def ports(self, master: str) -> tuple[Link, ...]:
+        return self._ports.get(master, ()) if master in self._links else self._namespace.ports(master)
+
     def link(self, name: str) -> Link | None:
         # One that is not listed may have that alternative name.
         return self._links.get(name) or self._once(self._namespace.link, name)
@@ -93,6 +103,9 @@ class _Container(_Namespace):
 
     def links(self) -> tuple[Link, ...]:
         return self._once(self._namespace.links)
+
+    def ports(self, master: str) -> tuple[Link, ...]:
+        return self._namespace.ports(master)
 
     def link(self, name: str) -> Link | None:
         return self._once(self._namespace.link, name)

@@ -44,6 +44,20 @@ def test_a_new_namespace_has_a_loopback_that_is_down(topology: Topology) -> None
     assert topology.container.is_loopback_up()
 
 
+def test_ports_are_the_links_of_one_master(topology: Topology) -> None:
+    host = topology.host
+    for name in ("br0", "br1"):
+        host.add_link(name, "bridge")
+    assert host.ports("br0") == ()
+    for number in range(3):
+        host.add_link(f"d{number}", "dummy", master="br1" if number else "br0")
+    for name in ("br0", "br1"):
+        assert host.ports(name) == tuple(link for link in host.links() if link.master == name)
+    assert [port.name for port in host.ports("br1")] == ["d1", "d2"]
+    with pytest.raises(Missing):
+        host.ports("br2")
+
+
 def test_a_namespace_is_known_by_its_identity(topology: Topology) -> None:
     assert topology.kernel.identify(topology.container_path).same(topology.container.id)
     assert not topology.container.id.same(topology.host.id) and not topology.container.id.same(

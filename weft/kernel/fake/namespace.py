@@ -78,6 +78,12 @@ class FakeNamespace(FakeForwarding):
         self.kernel.called("links")
         return tuple(sorted((link.to_link() for link in self.links_by_name.values()), key=lambda link: link.index))
 
+    def ports(self, master: str) -> tuple[Link, ...]:
+        self.kernel.called("ports")
+        self.existing(master, f"list the ports of {master}")
+        every = (link.to_link() for link in self.links_by_name.values())
+        return tuple(sorted((link for link in every if link.master == master), key=lambda link: link.index))
+
     def add_link(
         self,
         name: str,

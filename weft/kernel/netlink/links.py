@@ -138,6 +138,16 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     return tuple(sorted(links, key=lambda link: link.index))
 
 
+@parses_answer
+def list_ports(socket: RouteSocket, master: str) -> tuple[Link, ...]:
+    """The links of one master, in the order of their indexes."""
+    number = index(socket, master, f"list the ports of {master}")
+    messages = socket.dump(Request(RTM_GETLINK, 0, "list ports", _ANY_LINK + integer(IFLA_MASTER, number)))
+    parsed = [(message, parse(message, _ATTRIBUTES)) for message in messages]
+    links = [_link(message, found, master) for message, found in parsed if get_int(found, IFLA_MASTER) == number]
+    return tuple(sorted(links, key=lambda link: link.index))
+
+
 _ANY_LINK = bytes(16) + integer(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 """A ``struct ifinfomsg`` that names no link, and what leaves statistics out of the answers."""
 
