@@ -130,10 +130,17 @@ def usable(part: Subnet) -> int:
 
 
 def decide(
-    blocks: Blocks, node: str, usage: Usage, wanted: Mapping[str, Sequence[int]], start: int, *, joined: bool = True
+    blocks: Blocks,
+    node: str,
+    usage: Usage,
+    wanted: Mapping[str, Sequence[int]],
+    start: int,
+    *,
+    joined: bool = True,
+    may_claim: bool = True,
 ) -> list[Change | Wish]:
     """What the host ``node`` does next. ``wanted`` are the IP versions that other hosts ask a block of,
-    ``start`` is a random number.
+    ``start`` is a random number. Without ``may_claim`` what looks free may be another host's, and hosts only lend.
 
     A host that does not take part in the network (``joined``) keeps what it leases from.
     """
@@ -146,11 +153,12 @@ def decide(
         used = {part: _leases(part, usage) for part in dynamic}
         room, taken = sum(map(usable, dynamic)), sum(used.values())
         if joined and (not dynamic or taken >= FULL * room):
-            free = blocks.free(subnet, start)
+            free = blocks.free(subnet, start) if may_claim else None
             found.append(Change(None, Block(free, node)) if free is not None else Wish(subnet.version))
             continue
         change = _given_back(blocks, node, dynamic[0 if not joined else 1 :], usage, room, taken, joined)
-        change = change or _lent(blocks, node, subnet, used, usage.leased, wanted)
+        if change is None and not (may_claim and blocks.free(subnet, 0) is not None):
+            change = _lent(blocks, node, subnet, used, usage.leased, wanted)
         if change is not None:
             found.append(change)
     return found
@@ -202,10 +210,10 @@ def _lent(
     leased: Iterable[Address],
     wanted: Mapping[str, Sequence[int]],
 ) -> Change | None:
-    """The loan of the upper half of a block without leases there, where no whole block is free."""
+    """The loan of the upper half of a block without leases there."""
     version = subnet.version
     asking = sorted(one for one, versions in wanted.items() if version in versions and one != node)
-    if not asking or blocks.free(subnet, 0) is not None:
+    if not asking:
         return None
     for part in sorted(used, key=lambda one: (one.prefixlen, used[one])):
         block = _holding(blocks, part, node)

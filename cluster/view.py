@@ -41,6 +41,8 @@ class View:
         """Keys that the store lacks or has in an older state, with that, and that are kept as they were."""
         self.doubted = False
         """Whether the store was older than what was known, or had lost much."""
+        self.removed: set[str] = set()
+        """Networks that have been removed since the store was read."""
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, _Value] = {}
 
@@ -131,7 +133,7 @@ class View:
         older = [one for one in older if there[one.key].value != one.value]
         self.held = {one.key: there.get(one.key) for one in (*missing, *older)}
         entries, values = self._entries, self._values
-        self._entries, self._values, self.damaged = {}, {}, {}
+        self._entries, self._values, self.damaged, self.removed = {}, {}, {}, set()
         for entry in (*missing, *found.entries, *older):
             self._put(entry, entries.get(entry.key), values.get(entry.key))
         self.revision = found.revision
@@ -162,6 +164,9 @@ class View:
                 self._put(entry, self._entries.get(entry.key), self._values.get(entry.key))
             else:
                 self._forget(event.key)
+                kind, _, name = event.key.removeprefix(records.ROOT).partition("/")
+                if kind == "network":
+                    self.removed.add(name)
         self.revision = batch.revision
         self.version += 1
 

@@ -43,7 +43,7 @@ from cni_plugin.agent.host_metrics import HostMetrics
 from cni_plugin.agent.kept_catalog import KeptCatalog
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Given, Settings
-from cni_plugin.agent.stores import open_store
+from cni_plugin.agent.stores import is_new, open_store
 from discovery import layout
 from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
@@ -152,6 +152,7 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._on_hangup()))
         spawner_end = os.pidfd_open(self._spawner.process)
         loop.add_reader(spawner_end, self._on_spawner_ended, spawner_end)
+        self._is_new = is_new(self._settings)
         store = await open_store(self._settings, self.damage)
         try:
             parts = await self._start_parts(store)
@@ -244,7 +245,8 @@ class Agent:
         new_overlays, new_host, new_names, new_peers, new_echo, overlay_routes = await asyncio.to_thread(_overlay)
         data = str(catalog_file.folder(settings) / "overlay")
         node = registry.node.name
-        overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
+        host = new_host(node, settings.address, data)
+        overlays = new_overlays(node, store, host, data, metrics, accepted=self._is_new)
         peers = new_peers(overlays, new_echo(self._echo))
         more = (*page_routes(overview, Commands().run), *overlay_routes(overlays, store, peers))
         place = str(catalog_file.folder(settings))

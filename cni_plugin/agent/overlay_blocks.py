@@ -68,13 +68,22 @@ class OwnBlocks:
         return own_blocks(blocks, self._node, leased, withheld)
 
     async def change(
-        self, network: Network, blocks: Blocks, look: Look, start: int, withhold: Withhold, *, joined: bool
+        self,
+        network: Network,
+        blocks: Blocks,
+        look: Look,
+        start: int,
+        withhold: Withhold,
+        *,
+        joined: bool,
+        may_claim: bool = True,
     ) -> None:
-        """Claim, give back and lend as it is time to; ``start`` is a random number. Raises StoreError."""
+        """Claim, give back and lend as it is time to (``cluster.blocks.decide``). Raises StoreError."""
         leased = look.leased.get(network.name, frozenset())
         usage = Usage(leased, self._idle(network, blocks, leased))
         given: set[Subnet | None] = set()
-        for step in decide(blocks, self._node, usage, self._view.wanted(network.name), start, joined=joined):
+        wanted = self._view.wanted(network.name)
+        for step in decide(blocks, self._node, usage, wanted, start, joined=joined, may_claim=may_claim):
             if isinstance(step, Wish):
                 await self._wish(network, step)
             else:

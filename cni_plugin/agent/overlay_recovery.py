@@ -23,20 +23,34 @@ _PERIOD = 300.0
 
 
 class Recovery:
-    """The host ``node``'s part in it."""
+    """The host ``node``'s part in it. ``accepted``: its operator may have accepted a restored store."""
 
-    def __init__(self, node: str, store: Store, view: View) -> None:
+    def __init__(self, node: str, store: Store, view: View, *, accepted: bool = False) -> None:
         self._node = node
         self._store = store
         self._view = view
         self._held_since = 0.0
         self._look_for_removed = 0.0
+        self._accepted = accepted
+        self._restored: frozenset[str] = frozenset()
+        self._restored_at = 0.0
 
-    def note_held(self) -> None:
-        """Log and remember that the store has just been read without records that may not have been removed."""
-        if self._view.held:
-            self._held_since = time.monotonic()
-        if self._view.doubted:
+    def may_claim(self, network: str) -> bool:
+        """Whether a block of a network that no host has may be claimed: where the store was restored, another host
+        may have claimed it after the snapshot, and not have said so again. This one may never have heard of it.
+        """
+        return network not in self._restored or time.monotonic() - self._restored_at > _HOLD
+
+    def note_read(self, before: frozenset[str]) -> None:
+        """Log and remember that the store has just been read without records that may not have been removed.
+        ``before`` are the networks that were known.
+        """
+        self._held_since = time.monotonic()
+        if self._view.doubted or self._accepted:
+            self._restored, self._restored_at, self._accepted = before, self._held_since, False
+            if before:
+                log.warning("the store may have been restored: for %.0f s no block of a network is claimed", _HOLD)
+        if self._view.doubted and self._view.held:
             log.error(
                 "the store has lost %d records of networks that nobody has removed; they are kept: %s …",
                 len(self._view.held),
@@ -47,7 +61,7 @@ class Recovery:
         """Write again what the store has lost of this host's, and of the networks; believe it about the rest
         after a while, and return True then. Raises StoreError.
         """
-        if not self._view.held:
+        if not (self._view.held or self._view.doubted):
             return False
         for key, there in sorted(self._view.held.items()):
             entry = self._view.entry(key)

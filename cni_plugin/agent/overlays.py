@@ -47,7 +47,10 @@ Found = TypeVar("Found")
 class Overlays:
     """A part of the agent. ``folder`` keeps what was last known of the store."""
 
-    def __init__(self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics) -> None:
+    def __init__(
+        self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics, *, accepted: bool = False
+    ) -> None:
+        """``accepted``: this host's operator may have accepted a restored store."""
         self.node = node
         self.view = View()
         self.look = Look(None)
@@ -73,7 +76,7 @@ class Overlays:
         self._known = False  # whether the store or the file has been read
         self._saved = 0
         self._own = OwnBlocks(node, store, self.view, self._wake.set)
-        self._recovery = Recovery(node, store, self.view)
+        self._recovery = Recovery(node, store, self.view, accepted=accepted)
         metrics.counter("weft_overlay_passes_total", "Comparisons of overlay networks.", read=lambda: self._passes)
 
     @property
@@ -136,9 +139,10 @@ class Overlays:
         while True:
             try:
                 found = await self._store.range(records.ROOT)
+                before = frozenset(self.view.networks())
                 self.view.load(found, self.node)
                 self._known, self.store_problem = True, ""
-                self._recovery.note_held()
+                self._recovery.note_read(before)
                 self.on_names()
                 if self.view.networks():  # what has changed since the last watch may be this host's blocks
                     await self._save_now()
@@ -272,7 +276,8 @@ class Overlays:
         for claim, refused in self._own.answers(network, blocks, look, problem or self.store_problem):
             await self._run(self._host.answer, claim, refused)
         start = random.randrange(1 << 24)
-        await self._own.change(network, blocks, look, start, withhold, joined=not problem)
+        may_claim = self._recovery.may_claim(network.name)
+        await self._own.change(network, blocks, look, start, withhold, joined=not problem, may_claim=may_claim)
         return problem
 
     async def _join(self, network: Network, blocks: Blocks, look: Look, full: bool) -> str:
@@ -329,7 +334,7 @@ class Overlays:
         await self._store.transact([Compare(network.key, "mod", network.revision)], [Put(key, value)])
 
     async def _leave(self, name: str) -> str:
-        if self.view.doubted:
+        if self.view.doubted and name not in self.view.removed:
             return ""
         problem = await self._run(self._host.leave, name)
         if not problem:

@@ -12,6 +12,13 @@ from store import Store, Unavailable
 from store.embedded import open_embedded
 
 
+def is_new(settings: Settings) -> bool:
+    """Whether this host has no record of its cluster (``store.etcd.record``): it has never used it, or its operator
+    has removed the record, and so accepted that the cluster was restored.
+    """
+    return settings.store is not None and not any((catalog_file.folder(settings) / "etcd").glob("client-*.json"))
+
+
 async def open_store(settings: Settings, damage: str) -> Store:
     """Open it; ``damage`` is what was met in the file while it was open before. Raises StoreError."""
     if settings.store is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -40,6 +42,8 @@ class History:
     errors: list[str] = field(default_factory=list)
     leases: int = 0
     refusals: int = 0
+    refused: str = ""
+    """What the last call said that was refused."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def leased(self, address: str, host: str, container: str) -> None:
@@ -54,17 +58,18 @@ class History:
             self.held.pop(address, None)
 
 
-def ipam(host: Machine, command: str, container: str) -> str:
-    """A lease from the network's pool, as an ADD makes one, or its release; "" where it is refused."""
+def ipam(host: Machine, history: History, command: str, container: str) -> str | None:
+    """A lease from the network's pool, as an ADD makes one, or its release, ""; None where it is refused."""
     listed = host.read("/etc/cni/net.d/zz-small.conflist")
     config = {"cniVersion": "1.0.0", "name": "small", "type": "weft", **listed["plugins"][0]}
     call = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": f"/run/netns/{container}",
             "CNI_IFNAME": "eth0", "CNI_PATH": str(ROOT / "bin/cni")}  # fmt: skip
     argv = host.argv("env", *(f"{key}={value}" for key, value in call.items()), str(ROOT / "bin/cni/weft"))
     found = run(*argv, stdin=json.dumps(config), environment=host.environment, check=False, timeout=120)
-    if found.code or command == "DEL":
-        return ""
-    return str(found.json["ips"][0]["address"]).partition("/")[0]
+    if found.code:
+        history.refused = found.stdout + found.stderr
+        return None
+    return "" if command == "DEL" else str(found.json["ips"][0]["address"]).partition("/")[0]
 
 
 def work(host: Machine, history: History, ended: threading.Event) -> None:
@@ -80,25 +85,30 @@ def work(host: Machine, history: History, ended: threading.Event) -> None:
         freeing = dice.choice((0.3, 0.7)) if dice.random() < 0.05 else freeing
         if own and dice.random() < freeing:
             gone = dice.choice(sorted(own))
-            history.freeing(own.pop(gone))
-            ipam(host, "DEL", gone)
-            host.run("ip", "netns", "delete", gone, check=False)
+            free(host, history, gone, own.pop(gone))
             continue
         host.run("ip", "netns", "add", container)
-        if address := ipam(host, "ADD", container):
+        if address := ipam(host, history, "ADD", container):
             own[container] = address
             history.leased(address, host.name, container)
         else:
             history.refusals += 1
             host.run("ip", "netns", "delete", container)
     for container, address in own.items():
-        history.freeing(address)
-        ipam(host, "DEL", container)
-        host.run("ip", "netns", "delete", container, check=False)
+        free(host, history, container, address)
+
+
+def free(host: Machine, history: History, container: str, address: str) -> None:
+    """As a runtime does, which repeats a DEL that fails."""
+    history.freeing(address)
+    until(lambda: ipam(host, history, "DEL", container) is not None, _SOON, f"the DEL of {container} on {host.name}")
+    host.run("ip", "netns", "delete", container)
 
 
 def blocks(etcd: Cluster) -> dict[str, dict[str, object]]:
-    found = etcd.ctl("get", "--prefix", "/weft/v2/overlay/block/small/", "--write-out", "json").json
+    """What the store has, {} while it does not answer."""
+    got = etcd.ctl("get", "--prefix", "/weft/v2/overlay/block/small/", "--write-out", "json", check=False)
+    found = got.json if got.code == 0 else {}
     return {
         base64.b64decode(one["key"]).decode().rpartition("/")[2].replace("-", "/"): json.loads(
             base64.b64decode(one["value"])
@@ -112,37 +122,39 @@ def test_no_address_is_leased_twice_under_faults(hosts: Machines, etcd: Cluster)
     """Faults of etcd and of hosts (``lab.cluster_faults``) for WEFT_TEST_HISTORY seconds, by the run's seed."""
     hosts.create("small", "--subnet", "10.90.0.0/26")
     history, ended = History(), threading.Event()
-    threads = [threading.Thread(target=work, args=(one, history, ended)) for one in hosts.all.values()]
-    for one in threads:
-        one.start()
-    with Faults(etcd, hosts, "small", seed(), _LONGEST) as faults:
-        end = time.monotonic() + SECONDS
-        while not faults.errors and (time.monotonic() < end or not faults.every):
-            time.sleep(0.5)
-    ended.set()
-    for one in threads:
-        one.join()
-    etcd.wait()
+    with ThreadPoolExecutor(len(hosts.all)) as pool:
+        working = [pool.submit(work, one, history, ended) for one in hosts.all.values()]
+        try:
+            with Faults(etcd, hosts, "small", seed(), _LONGEST) as faults:
+                end = time.monotonic() + SECONDS
+                while not faults.errors and (time.monotonic() < end or not faults.every):
+                    time.sleep(0.5)
+        finally:
+            ended.set()
     print(f"seed {seed()}: {history.leases} leases, {history.refusals} refused, {Counter(faults.done)}")
     assert history.errors == []
-    for error in faults.errors:
-        raise error
-    assert history.leases > 5
+    for error in (*faults.errors, *(one.exception() for one in working)):
+        if error is not None:
+            raise error
+    etcd.wait()
+    assert history.leases > 5, history.refused
     for host in hosts.all.values():
         host.up()
     check(hosts, etcd)
     # Its agent may just be starting again, after the last restoration.
     until(lambda: hosts[1].weft("network", "rm", "--force", "small", check=False).code == 0, 60, "the removal")
+    until(lambda: not any(map(files, hosts.all.values())), _SOON, "no host has the network any more")
+
+
+def files(host: Machine) -> set[str]:
+    """What a host leases from; nothing where it has no file of the network."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(host.read(f"/run/weft/{host.inode}/agent/overlay/small.json")["blocks"])
+    return set()
 
 
 def check(hosts: Machines, etcd: Cluster) -> None:
     """What the store says: parts that do not overlap, of hosts that exist, which are in those hosts' files."""
-
-    def files() -> dict[str, set[str]]:
-        return {
-            one.name: set(one.read(f"/run/weft/{one.inode}/agent/overlay/small.json")["blocks"])
-            for one in hosts.all.values()
-        }
 
     def stored() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {one.name: set() for one in hosts.all.values()}
@@ -156,7 +168,10 @@ def check(hosts: Machines, etcd: Cluster) -> None:
             found[str(value["node"])] |= set(map(str, rest))
         return found
 
-    until(lambda: files() == stored(), _SOON, "agreement of files and store")
+    def leasing() -> dict[str, set[str]]:
+        return {one.name: files(one) for one in hosts.all.values()}
+
+    until(lambda: leasing() == stored(), _SOON, lambda: f"agreement of files {leasing()} and store {stored()}")
     every = [ip_network(one) for parts in stored().values() for one in parts]
     for place, one in enumerate(every):
         assert not any(one.overlaps(other) for other in every[place + 1 :]), every

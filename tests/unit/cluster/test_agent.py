@@ -20,10 +20,11 @@ from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
 from cluster.records import Block, Network
 from cluster.view import View
+from cni_plugin.agent import overlay_recovery
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
-from store import Put, Store
+from store import Entry, Put, Range, Store
 from store.embedded import open_embedded
 from weft.errors import BadOption, InUse, Missing
 from weft.types import Address
@@ -78,13 +79,14 @@ class Notes:
 class Agents:
     """Agents h1, h2 … on one store."""
 
-    def __init__(self, store: Store, folder: Path, count: int) -> None:
+    def __init__(self, store: Store, folder: Path, count: int, *, accepted: bool = False) -> None:
         self.store = store
         self.hosts = {f"h{number}": Notes(f"h{number}") for number in range(1, count + 1)}
         self.agents: dict[str, Overlays] = {}
         for name, host in self.hosts.items():
             (folder / name).mkdir(exist_ok=True)
-            self.agents[name] = Overlays(name, store, cast(OverlayHost, host), str(folder / name), Metrics())
+            there = cast(OverlayHost, host)
+            self.agents[name] = Overlays(name, store, there, str(folder / name), Metrics(), accepted=accepted)
 
     async def start(self) -> None:
         for one in self.agents.values():
@@ -373,9 +375,50 @@ async def test_what_a_restored_store_lacks_is_written_again(tmp_path: Path) -> N
     for name, host in again.hosts.items():
         host.files, host.peers = found.hosts[name].files, found.hosts[name].peers
     await again.start()
-    await until(lambda: not any(one.view.held for one in again.agents.values()) and again.agents["h1"].view.networks(),
+    await until(lambda: all(one.view.revision and not one.view.held for one in again.agents.values()),
                 "everything written again")  # fmt: skip
     assert {name: again.blocks(name) for name in again.hosts} == before
     assert agent.view.networks().keys() == again.agents["h2"].view.networks().keys()
+    await networks.remove(emptied, "small", force=True)
+    await until(lambda: not any(one.files for one in again.hosts.values()), "the end of a network that is removed then")
     await again.stop()
     await emptied.close()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_a_block_that_looks_free_in_a_restored_store_is_not_claimed(tmp_path: Path, accepted: bool) -> None:
+    """A host that was away has not heard who has claimed it after the snapshot: it asks for a part of others'."""
+    found = await set_up(tmp_path, 2)
+    await until(lambda: found.blocks("h1") and found.blocks("h2") and found.peers("h1"), "blocks")
+    await found.stop()
+    again = Agents(found.store, tmp_path, 2, accepted=accepted)
+    for name, host in again.hosts.items():
+        host.files, host.peers = found.hosts[name].files, found.hosts[name].peers
+    (own,) = (ip_network(one) for one in found.blocks("h1"))
+    again.hosts["h1"].leased |= {*own.hosts()}
+    await again.start()
+    await until(lambda: len(again.blocks("h1")) == 2, "more addresses")
+    claimed = (await found.store.range(records.blocks_prefix("small"))).entries
+    assert len(claimed) == (2 if accepted else 3)
+    assert ip_network(again.blocks("h1")[1]).prefixlen == (29 if accepted else 28)
+    await networks.create(found.store, replace(SMALL, name="later", subnets=(ip_network("10.61.0.0/26"),)))
+    await until(lambda: all("later" in host.files for host in again.hosts.values()), "blocks of a network made later")
+    await again.stop()
+    await found.store.close()
+
+
+async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lacks nothing, since others have written it again before."""
+    store, view = await open_embedded(tmp_path / "catalog.db"), View()
+    view.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
+    view.load(Range((Entry(records.LIST, b"blue", 2, 2, 1),), 2), "h1")
+    recovery = overlay_recovery.Recovery("h1", store, view)
+    recovery.note_read(frozenset({"blue"}))
+    assert view.doubted and not view.held
+    assert not recovery.may_claim("blue") and recovery.may_claim("green"), "green was made later"
+    assert not await recovery.reassert()
+    assert view.doubted
+    monkeypatch.setattr(overlay_recovery, "_HOLD", -1.0)
+    assert await recovery.reassert(), "a pass leaves what was removed before"
+    assert not view.doubted and recovery.may_claim("blue")
+    await store.close()
