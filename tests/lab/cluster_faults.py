@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.nodes import ALIVE_SECONDS
 from lab.etcd import CONT, KILL, STOP, Cluster
 from lab.hosts import Machine, Machines, processes_within
 from lab.waiting import until
 
 _ETCD_PORT = 2379
-_LEASE = 30.0
-"""Seconds after which the store forgets a host that is away."""
 _AGREED, _SAVED = 60.0, 3.0
 """Seconds until all hosts have seen what happened, and until they have saved it, on a busy machine."""
 Fault = Callable[[], None]
@@ -47,7 +46,7 @@ class Faults:
                      self.restore),
             "hosts": (self.kill_agent, self.stop_agent, self.stop_host, self.cut_host, self.lose_watches,
                       self.compact_unseen, self.readdress, self.vanish,
-                      *((self.outlive_lease,) if longest > _LEASE else ())),
+                      *((self.outlive_lease,) if longest > ALIVE_SECONDS else ())),
         }  # fmt: skip
         self._kinds = {one.__name__ for each in kinds.values() for one in each}
         self._threads = [threading.Thread(target=self._run, args=one) for one in kinds.items()]

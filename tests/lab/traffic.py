@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -13,6 +16,21 @@ from lab.waiting import PATIENTLY
 
 PAUSE = 0.1
 """Interval at which a waiting server checks whether it should stop, seconds."""
+_LATE = 1.0
+"""Seconds within which the answer to a ping comes, on a loaded machine."""
+
+
+def unanswered(ping: subprocess.Popen[bytes], interval: float) -> set[int]:
+    """End ``ping -n -i INTERVAL``, a packet in so many seconds: the numbers of those without an answer.
+
+    Raises AssertionError where few had one.
+    """
+    time.sleep(_LATE)
+    ping.send_signal(signal.SIGINT)
+    seen = {int(one) for one in re.findall(r"icmp_seq=(\d+)", ping.communicate()[0].decode())}
+    assert len(seen) > 20
+    # Answers may overtake each other, and the last ones may have been under way as it ended.
+    return {*range(1, max(seen) - round(_LATE / interval))} - seen
 
 
 def _family(address: str) -> socket.AddressFamily:
