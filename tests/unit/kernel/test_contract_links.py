@@ -50,7 +50,8 @@ def test_ports_are_the_links_of_one_master(topology: Topology) -> None:
         host.add_link(name, "bridge")
     assert host.ports("br0") == ()
     for number in range(3):
-        host.add_link(f"d{number}", "dummy", master="br1" if number else "br0")
+        peer = VethPeer(f"p{number}", namespace=topology.container)
+        host.add_link(f"d{number}", "veth", peer=peer, master="br1" if number else "br0")
     for name in ("br0", "br1"):
         assert host.ports(name) == tuple(link for link in host.links() if link.master == name)
     assert [port.name for port in host.ports("br1")] == ["d1", "d2"]
