@@ -82,7 +82,13 @@ class BootedHost(ClusterHost):
 
     def close(self) -> None:
         super().close()
-        for folder in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-            for each in sorted(Path(folder, self._group).glob("**"), reverse=True):
-                with contextlib.suppress(OSError):
-                    each.rmdir()
+        for folder in (Path(one, self._group) for one in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")):
+            until(lambda folder=folder: _is_removed(folder), what=f"the end of the processes in {folder}")  # type: ignore[misc]
+
+
+def _is_removed(group: Path) -> bool:
+    """Whether a cgroup is gone: it can be removed once its processes have ended."""
+    for each in sorted(group.glob("**"), reverse=True):
+        with contextlib.suppress(OSError):
+            each.rmdir()
+    return not group.exists()
