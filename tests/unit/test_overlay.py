@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from cluster import networks
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane.overlay import DIRECT_PEERS4
 from cni_plugin.networks import clustered
 from cni_plugin.networks.create import CreateOptions, build
 from cni_plugin.ops.overlay_rows import FIRST_NEXTHOP, Rows, actual, changes, desired
@@ -258,7 +258,7 @@ def test_what_direct_peers_have_is_no_difference_once_it_is_there(write: Callabl
     ipam = {"type": "blocks", "file": path, "dataDir": str(tmp_path / "leases")}
     conf = {"cniVersion": "1.1.0", "name": "blue", "type": "weft", "driver": "overlay", "direct": True, "ipam": ipam}
     result = weft.add(conf, "/c1")
-    there = {one.key[1] for one in kernel.rules.elements(packets.DIRECT_PEERS4)}
+    there = {one.key[1] for one in kernel.rules.elements(DIRECT_PEERS4)}
     assert there == {ip_address("192.0.2.2"), ip_network("10.60.2.0/24"), ip_address("10.60.240.7")}
     assert weft.check(conf, result, "/c1") == ""
     from cni_plugin.service import overlay as following
