@@ -20,7 +20,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import code, listener
 from cni_plugin.ops.announcement import AGENT
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import __version__, configuration, daemons, files, locks, systemd
+from weft import __version__, configuration, daemons, files, locks, proc_stat, systemd
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
@@ -242,12 +242,16 @@ def others() -> dict[str, int]:
 
 
 def runs_own_code(process: int) -> bool:
-    """Whether a process executes the code of this command's folder."""
+    """Whether a process executes the code of this command's folder, as it is now: of a checkout that was
+    brought up to date the version is the same.
+    """
     try:
         line = files.read(f"/proc/{process}/cmdline", 1 << 16)
+        ticks = int(proc_stat.fields(process)[19])  # since boot
     except OSError:
         return True
-    return os.fsencode(code.ROOT) in line
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return os.fsencode(code.ROOT) in line and code.changed_ns() <= (time.time() - age) * 1e9
 
 
 def _wait_until_ready() -> Report:

@@ -43,6 +43,12 @@ class Code:
         return self.unchanged
 
 
+def changed_ns() -> int:
+    """When a source file was written or replaced last: the latest ctime, in nanoseconds."""
+    paths = (path for path, *_ in _scan((*_PACKAGES, "discovery", "store", "cluster"))[1])
+    return max((os.stat(path).st_ctime_ns for path in paths), default=0)
+
+
 def _mtime_ns(folder: str) -> int:
     try:
         return os.stat(folder).st_mtime_ns
@@ -50,11 +56,11 @@ def _mtime_ns(folder: str) -> int:
         return 0
 
 
-def _scan() -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
+def _scan(packages: tuple[str, ...] = _PACKAGES) -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
     """The folders with their mtimes, and every source file with its inode and mtime."""
     found: set[tuple[str, int, int]] = set()
     folders: dict[str, int] = {}
-    waiting = [os.path.join(ROOT, name) for name in _PACKAGES]
+    waiting = [os.path.join(ROOT, name) for name in packages]
     while waiting:
         folder = waiting.pop()
         folders[folder] = _mtime_ns(folder)

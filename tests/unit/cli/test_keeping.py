@@ -349,6 +349,15 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
     assert found[f"the engine, process {other.pid}, runs another installation's code"] == "run weft up --restart"
 
 
+def test_a_daemon_is_of_other_code_once_a_file_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a checkout that was brought up to date, whose version is the same."""
+    with subprocess.Popen(["sh", "-c", "sleep 600; :", str(agents.code.ROOT)]) as daemon:
+        assert agents.runs_own_code(daemon.pid)
+        monkeypatch.setattr(agents.code, "changed_ns", lambda: time.time_ns() + 1_000_000_000)
+        assert not agents.runs_own_code(daemon.pid)
+        daemon.kill()
+
+
 def test_doctor_names_a_driver_for_docker_of_another_installation(run, monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "600"]) as other:
         monkeypatch.setattr(docker, "running", lambda: other.pid)
