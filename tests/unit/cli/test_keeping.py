@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -351,7 +352,7 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
 
 def test_a_daemon_is_of_other_code_once_a_file_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a checkout that was brought up to date, whose version is the same."""
-    with subprocess.Popen(["sh", "-c", "sleep 600; :", str(agents.code.ROOT)]) as daemon:
+    with subprocess.Popen([sys.executable, "-c", "input()", agents.code.ROOT], stdin=subprocess.PIPE) as daemon:
         assert agents.runs_own_code(daemon.pid)
         monkeypatch.setattr(agents.code, "changed_ns", lambda: time.time_ns() + 1_000_000_000)
         assert not agents.runs_own_code(daemon.pid)
