@@ -56,6 +56,7 @@ class View:
         self._reclaimed = self._is_cached or os.path.exists(self._beside("seen"))
         self._old_before = state.booted - _MARGIN
         self._is_purging = not self._reclaimed and self._read_purging()
+        self._is_first = False  # of the calls that count those leases as free
         self._leases: Index | LeaseTable = self._load() if cached is None else cached
 
     def _beside(self, suffix: str) -> str:
@@ -112,7 +113,7 @@ class View:
             if len(self._leases) <= SMALL:
                 cache.store(self._directory, self._leases)
             return
-        if self._is_purging and not self._reclaimed:
+        if self._is_purging and not (self._reclaimed or self._is_first):
             self._purge()
         mtime = new_generation()
         with self._dropping_damaged_index():
@@ -221,7 +222,7 @@ class View:
             files.write(self._beside("purging"), repr(self._old_before).encode(), "the state of leases")
         except StateDamaged:
             return False
-        self._is_purging = True
+        self._is_purging = self._is_first = True
         return True
 
     def _recent_owners(self) -> dict[Address, Owner | None]:
