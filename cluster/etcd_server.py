@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from cluster.local import CLIENT_PORT, PEER_PORT, Files, Local, endpoint
 from weft import daemons, files, processes, systemd
 from weft.errors import WeftError
+
+log = logging.getLogger(__name__)
 
 DATA = "/var/lib/weft/etcd-member"
 UNIT = "weft-etcd.service"
@@ -31,10 +34,9 @@ Wants=network-online.target
 ConditionPathExists={folder}/etcd.conf
 
 [Service]
-Type=notify
+# Not notify: etcd is ready once a majority has heard of it, and the boot does not wait for other hosts.
+Type=exec
 ExecStart={binary} --config-file {folder}/etcd.conf
-# Ready is a member that a majority has heard of, and which has read all of its data.
-TimeoutStartSec=infinity
 Restart=always
 RestartSec=1
 LimitNOFILE=65536
@@ -135,17 +137,29 @@ class EtcdServer:
 
     def install(self) -> None:
         """Install the unit where systemd runs, on every node: a client may become a member, and its agent, which
-        finds the unit then, may not write it. Raises WeftError, OSError.
+        finds the unit then, may not write it. A unit that is there and cannot be replaced stays. Raises WeftError,
+        OSError.
         """
         if not systemd.is_running():
             return
         with contextlib.suppress(WeftError):  # a client need not have it
             path, text = Path(systemd.UNITS, UNIT), unit(binary(), self._own.folder)
-            if path.exists() and path.read_text(encoding="utf-8") == text:
-                return
-            path.write_text(text, encoding="utf-8")
-            systemd.control("daemon-reload")
-            systemd.control("enable", UNIT)
+            try:
+                if not path.exists() or path.read_text(encoding="utf-8") != text:
+                    path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                if not path.exists():
+                    raise
+                log.warning("%s stays as it is (%s): weft install --systemd replaces it", path, error.strerror)
+            known = systemd.control("show", "--property=UnitFileState", "--property=NeedDaemonReload", UNIT)
+            if {*known.splitlines()} != {"UnitFileState=enabled", "NeedDaemonReload=no"}:
+                systemd.control("daemon-reload")
+                systemd.control("enable", UNIT)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it has a unit."""
+        return Path(systemd.UNITS, UNIT).exists()
 
     def ensure(self) -> bool:
         """Start it, unless it runs; whether it was started. Raises WeftError."""
@@ -205,7 +219,7 @@ class EtcdServer:
     def remove(self) -> None:
         """Stop it for good: no unit, no configuration, no data. Raises WeftError."""
         self.stop()
-        if systemd.is_running() and Path(systemd.UNITS, UNIT).exists():
+        if systemd.is_running() and self.is_installed:
             systemd.control("disable", UNIT)
             Path(systemd.UNITS, UNIT).unlink()
         self.clear()

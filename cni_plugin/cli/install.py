@@ -6,6 +6,8 @@ import os
 
 import click
 
+from cluster.etcd_server import UNIT, EtcdServer
+from cluster.local import Files
 from cni_plugin.cli import agents, documents
 from cni_plugin.cli.manual import COMPLETIONS
 from cni_plugin.cli.options import common
@@ -39,7 +41,8 @@ def install(folder: str, replace: bool, systemd: bool, share: str, json_output: 
     with --replace. The scripts weft-plugin and weft-engine are installed beside the Python interpreter.
 
     With --systemd units are written to /etc/systemd/system: the engine and its socket, the agent, the
-    driver for Docker's networks, and a timer for weft gc. The agent and the driver are not started.
+    driver for Docker's networks, and a timer for weft gc. The agent and the driver are not started. On a
+    host of a cluster the unit of etcd is replaced, too; etcd is not restarted.
 
     \b
     Example:
@@ -53,6 +56,9 @@ def install(folder: str, replace: bool, systemd: bool, share: str, json_output: 
     if systemd:
         written = units.write(installation.command())
         problem = units.start()
+        if (etcd := EtcdServer(Files(), "")).is_installed:  # by weft cluster init or join, of an earlier release
+            etcd.install()
+            written.append(UNIT)
         made |= {"units": written, **({"problem": problem} if problem else {})}
         if not json_output:
             say(f"{units.FOLDER}: installed {', '.join(written)}")

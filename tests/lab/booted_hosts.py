@@ -23,6 +23,7 @@ for folder in {disk}; do mkdir -p "$folder" "{place}$folder"; mount --bind "{pla
 for folder in {wants} /var/lib/systemd /opt; do mkdir -p "$folder"; mount -t tmpfs tmpfs "$folder"; done
 mkdir {weft}
 mount --bind "{root}" {weft}
+for folder in /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs "$folder"; done
 mkdir -p /etc/systemd/system/sysinit.target.wants
 ln -sf /usr/lib/systemd/system/systemd-journald.service /etc/systemd/system/sysinit.target.wants
 ln -sf /usr/lib/systemd/system/multi-user.target /etc/systemd/system/default.target
