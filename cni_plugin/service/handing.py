@@ -24,26 +24,25 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
     unless the runtime has ``ended`` with it. One that is to be used has its addresses announced. Raises
     NamespaceProblem without such a namespace, Busy.
     """
-    with context.locked(attachment):
-        record = context.records.read(attachment)
-        if record is None or record.phase is not Phase.ATTACHED:
-            return False
-        if not any(_is_handed(one) for one in record.operations):
-            return True
-        namespace = context.kernel.open(path)
-        try:
+    with contextlib.ExitStack() as opened:
+        with context.locked(attachment):
+            record = context.records.read(attachment)
+            if record is None or record.phase is not Phase.ATTACHED:
+                return False
+            if not any(_is_handed(one) for one in record.operations):
+                return True
+            namespace = context.kernel.open(path)
+            opened.callback(namespace.close)
             host = context.kernel.host
             name = next((_find(namespace, one, host) for one in record.operations if _is_handed(one)), "")
             is_final = name and (ended or name != attachment.interface)
-            if is_final and not namespace.id.same(host.id):
-                operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
-                context.records.write(replace(record, namespace=namespace.id, operations=operations))
-                if not ended:
-                    _announce(namespace, context.machine(namespace), name, record.operations)
-                return True
-        finally:
-            namespace.close()
-    return False
+            if not is_final or namespace.id.same(host.id):
+                return False
+            operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
+            context.records.write(replace(record, namespace=namespace.id, operations=operations))
+        if not ended:  # without the lock, since it may wait
+            _announce(namespace, context.machine(namespace), name, record.operations)
+    return True
 
 
 def _announce(namespace: Namespace, machine: Machine, name: str, operations: tuple[Operation, ...]) -> None:

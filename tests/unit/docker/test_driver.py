@@ -12,7 +12,7 @@ import pytest
 
 from cni_plugin.docker import ports, resolvers
 from cni_plugin.docker.addresses import Addresses
-from cni_plugin.docker.calls import link_name
+from cni_plugin.docker.calls import attachment, link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
@@ -84,6 +84,26 @@ def test_a_link_is_followed_into_the_sandbox(
     driver.leave(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
     assert sandbox.link("eth0") is None
     assert list(calls.service.records.all()) == []
+
+
+def test_a_link_is_waited_for_without_its_lock(driver: Networks, calls: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's link may make it wait for a second, and its DEL not."""
+    created(driver)
+    joined(driver)
+    network, endpoint = driver.network(NETWORK), driver.endpoint(call(EndpointID=ENDPOINT))
+    sandbox = calls.kernel.add(SANDBOX)
+    calls.kernel.host.change_link(link_name(ENDPOINT), new_name="eth0", namespace=sandbox, up=True)
+    waited = []
+
+    def look(*_: object) -> bool:
+        with calls.service.locked(attachment(network, endpoint), timeout=0.0):
+            waited.append(calls.record(network, endpoint))
+        return True
+
+    monkeypatch.setattr(type(sandbox), "is_operational", look)
+    assert calls.settle(network, endpoint)
+    [record] = waited
+    assert record is not None and record.namespace.path == SANDBOX
 
 
 def test_links_with_one_mac_address_are_told_apart(driver: Networks, calls: Fake) -> None:
