@@ -96,7 +96,8 @@ class Planner:
         return replace(
             record,
             operations=(
-                *own_operations(link_plan),
+                # What comes after a link's other operations comes after the addresses, again.
+                *own_operations(replace(link_plan, after=())),
                 *((lease.holding(answer),) if lease else ()),
                 *own_operations(_without(plan, link_plan)),
             ),

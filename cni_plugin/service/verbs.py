@@ -142,7 +142,7 @@ class Service(ServiceContext):
                         self.ensure_shared(attachment, record.shared, machine)
                         attempt.apply(record.operations[:-1])
                     answer = self._reserve(attempt, assembly.lease, attachment) if assembly.lease else assembly.answer
-                    done = len(record.operations)
+                    done = len(record.operations) - len(link_plan.after)
                     record = self.planner.plan_record(record, request, assembly, answer, facts, link_plan)
                     self.records.write(record)
                     planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine

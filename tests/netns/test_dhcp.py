@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.dataplane.tables import TABLES
 from lab import seen
 from lab.abilities import require
 from lab.calls import Steps, Weft, killed
@@ -19,6 +20,7 @@ from lab.dnsmasq import Dnsmasq, end_keepers
 from lab.host import Host, Lan
 from lab.plugins import REFERENCE_FOLDER, Cni
 from lab.waiting import until
+from weft.kernel.linux.kernel import LinuxKernel
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +122,27 @@ def test_other_drivers(host: Host, cni: Cni, wire: Lan, tmp_path: Path, driver: 
     cni.check(conf, result, netns)
     cni.delete({**conf, "prevResult": result}, netns)
     until(lambda: server.leases == [])
+
+
+def test_a_port_is_waited_for_before_the_lease_and_announced_after_it(host: Host, wire: Lan, tmp_path: Path) -> None:
+    """The server must hear the request, and neighbours the address; the record has it once, the last."""
+    Dnsmasq(host, wire, tmp_path)
+    netns = host.container()
+    host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:b0", "type", "bridge")
+    host.run("ip", "link", "set", wire.link, "master", "br0")
+    host.run("ip", "link", "set", "br0", "up")
+    weft, conf, steps = Weft(), dhcp("bridge", bridge="br0"), Steps()
+    answer = weft("ADD", conf, netns, watch=steps)
+    assert answer.ok, answer
+    wanted = ("Reachable", "DhcpLease", "LinkAddress")
+    applied = [type(operation).__name__ for _, operation in steps.taken]
+    assert [name for name in applied if name in wanted] == ["Reachable", "DhcpLease", "LinkAddress", "Reachable"]
+    [record] = Weft().service(LinuxKernel(TABLES)).records.all()
+    kept = [type(operation).__name__ for operation in record.operations]
+    assert kept.count("Reachable") == 1 and kept[-1] == "Reachable", kept
+    assert weft.check(conf, answer.document, netns) == ""
+    weft.delete(conf, netns)
+    assert seen.links(host, "c1") == ["lo"]
 
 
 def test_features_under_weft_know_the_address(host: Host, cni: Cni, tmp_path: Path) -> None:
