@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft import stderr
-from weft.errors import Conflict, Exists, Missing
+from weft.errors import Conflict, Exists, KernelRefused, Missing
 from weft.kernel import default_route
-from weft.kernel.interface import VethPeer
+from weft.kernel.interface import Namespace, VethPeer
 from weft.kernel.values import Link
 from weft.types import Side
 
@@ -270,9 +270,10 @@ class Reachable(Operation):
     The kernel announces them when the link comes up (arp_notify, ndisc_notify), but only then begins to
     prepare the port: what goes through it before is lost. So would be the container's first packet, and the
     answer to it; and neighbours that remember another container with the address would send to that for a
-    minute. Waits a second at most: what is not in operation by then, as a bridge that somebody has set
-    down, does not make ADD fail. Nothing is left to undo. *Equivalent to:* ``ip link set LINK address MAC``
-    with the MAC address that it has.
+    minute. Waits a second at most, and not for a link that the container has set down, whose addresses the
+    kernel announces once it is up, nor for the spanning tree protocol. What is not in operation by then, as a
+    bridge that somebody has set down, does not make ADD fail, nor does a link that was renamed meanwhile.
+    Nothing is left to undo. *Equivalent to:* ``ip link set LINK address MAC`` with the MAC address that it has.
     """
 
     link: str
@@ -286,13 +287,20 @@ class Reachable(Operation):
     def apply(self, machine: Machine) -> bool:
         if machine.container is None:
             raise Missing(f"there is no link {self.link} in the container")
-        self._wait(machine)
-        machine.container.announce(self.link)
+        try:
+            self._wait(machine.host, machine.container)
+            machine.container.announce(self.link)
+        except KernelRefused as error:
+            stderr.write(f"weft: the addresses of {self.link} are not announced: {error}\n")
         return True
 
-    def _wait(self, machine: Machine) -> None:
+    def _wait(self, host: Namespace, container: Namespace) -> None:
         deadline = time.monotonic() + _LONGEST_WAIT
-        while not machine.host.is_operational(self.host, self.bridge):
+        while not host.is_operational(self.host, self.bridge):
+            # Looked at each time: processes of the container may set it down meanwhile.
+            inner = container.cached_link(self.link)
+            if inner is None or not inner.up:
+                return
             if time.monotonic() >= deadline:
                 where = f" on {self.bridge}" if self.bridge else ""
                 stderr.write(f"weft: {self.host}{where} is not in operation after {_LONGEST_WAIT:.0f} s\n")
@@ -306,8 +314,9 @@ class Reachable(Operation):
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
+        forwards = "forwards (or is in a state of the spanning tree protocol before that)"
         enter, same = nsenter(Side.CONTAINER, namespace), f"ip link show {self.link} | awk '/ether/ {{print $2}}'"
         return (
-            f"# wait until {self.host} {'forwards' if self.bridge else 'is in operation'}, then announce the addresses",
+            f"# wait until {self.host} {forwards if self.bridge else 'is in operation'}, then announce the addresses",
             f"{enter}ip link set {self.link} address $({enter}{same})",
         )

@@ -127,6 +127,44 @@ def test_a_port_that_is_not_in_operation_delays_an_add_and_does_not_fail_it(
     assert f"{VETH} on wbr0 is not in operation after" in capfd.readouterr().err
 
 
+def test_a_link_that_processes_of_the_container_rename_fails_no_add(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its addresses cannot be announced then."""
+    kernel = FakeKernel()
+    container = kernel.add("/c1")
+
+    def rename(*_: object) -> bool:
+        container.change_link("eth0", new_name="other0")
+        return True
+
+    monkeypatch.setattr(type(kernel.host), "is_operational", rename)
+    Weft(kernel, Host(str(tmp_path), "boot", 0.0)).add(conf("bridge", "red", {"bridge": "wbr0"}), "/c1")
+    assert container.link("other0") is not None
+    assert "the addresses of eth0 are not announced: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"up": False}, {"new_name": "other0"}], ids=str)
+def test_a_link_that_processes_of_the_container_set_down_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(links, "_LONGEST_WAIT", 3600.0)
+    kernel = FakeKernel()
+    container = kernel.add("/c1")
+    looks = []
+
+    def look(*_: object) -> bool:
+        looks.append(1)
+        assert len(looks) <= 2, "it is waited for"
+        if len(looks) == 2:  # also while it is waited for
+            container.change_link("eth0", **change)
+        return False
+
+    monkeypatch.setattr(type(kernel.host), "is_operational", look)
+    Weft(kernel, Host(str(tmp_path), "boot", 0.0)).add(conf("bridge", "red", {"bridge": "wbr0"}), "/c1")
+    assert len(looks) == 2
+
+
 def test_bridge_with_an_address_but_no_gateway() -> None:
     plan = bridge(FOUR)
     assert at(plan, LinkAddress, Up, LinkRoute) == [
