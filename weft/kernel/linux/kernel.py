@@ -318,9 +318,7 @@ class LinuxNamespace:
         return bridge_ports.is_operational(self._socket, name, bridge)
 
     def announce(self, name: str) -> None:
-        action = f"announce the addresses of {name}"
-        links.index(self._socket, name, action)
-        links.change(self._socket, name, action, mac=links.cached_mac(self._socket, name))
+        links.announce(self._socket, name)
 
     def vlans(self, name: str) -> tuple[BridgeVlan, ...]:
         return vlans.of_port(self._socket, name)

@@ -15,7 +15,7 @@ from weft import identity
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.kernel.interface import VethPeer
 from weft.kernel.netlink import codec
-from weft.kernel.netlink.attributes import Attributes, get_int, get_string, integer, nested, parse
+from weft.kernel.netlink.attributes import Attributes, get_int, get_string, integer, mac_address, nested, parse
 from weft.kernel.netlink.attributes import attribute as packed_attribute
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
@@ -343,6 +343,14 @@ def change(
             flags |= bit if wanted else 0
     fields = {"index": here, "flags": flags, "change": mask}
     socket.request(request(RTM_NEWLINK, 0, action, fields, attributes, needs=" or ".join(options or ())))
+
+
+def announce(socket: RouteSocket, name: str) -> None:
+    """Set the MAC address that a link has, once more. Packed, since it is in every ADD. Raises KernelRefused."""
+    action = f"announce the addresses of {name}"
+    header = struct.pack("=IiII", 0, index(socket, name, action), 0, 0)
+    body = header + mac_address(IFLA_ADDRESS, cached_mac(socket, name))
+    socket.request(Request(RTM_NEWLINK, 0, action, body))
 
 
 def finish(socket: RouteSocket, name: str, alias: str, action: str, *, addrgen_none: bool) -> None:
