@@ -8,7 +8,6 @@ layer 2 with other hosts. What the cluster decides is in the network's files (``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cni_plugin.drivers import bridge
@@ -29,6 +28,7 @@ from cni_plugin.ops import (
 )
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.overlay import tunnel_elements, vni_elements
+from cni_plugin.ops.overlay_asking import asks_often
 from cni_plugin.ops.overlay_direct import direct_elements
 from cni_plugin.ops.overlay_gateway import gateway_elements, port_name
 from cni_plugin.ops.overlay_rows import DIRECT
@@ -74,10 +74,6 @@ _NO_FILE = (
     "the agent writes it once this host has claimed a block of addresses: weft status says whether it runs, weft "
     "network inspect why this host does not take part; docs/overlay.md has its format"
 )
-_ASKING = {"retrans_time_ms": "60", "mcast_solicit": "50", "ucast_solicit": "50"}
-"""The sysctls of a link's neighbours: for three seconds, as by default, every 60 ms, which is a whole number of
-ticks whether the kernel has 100, 250, 300 or 1,000 of them a second.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,7 @@ class Overlay:
             plan,
             # The other hosts make their rows while the container is made.
             operations=(PortPublished(name), *plan.operations) if network.is_l2 else plan.operations,
-            after=(*_asks_often(context.attachment.interface, network), *plan.after),
+            after=(*asks_often(context.attachment.interface, network), *plan.after),
             shared=(*self._guards(network), *plan.shared, *self._shared(network, link, context.result)),
             shared_elements=(
                 *plan.shared_elements,
@@ -206,18 +202,6 @@ def _port_mac(found: Result, network: OverlayNetwork) -> str:
     """The same for an address wherever its container runs, so that neighbours need not learn another one."""
     addresses = sorted(found.ips, key=lambda one: one.address.version)
     return identity.mac("overlay port", network.name, str(addresses[0].address.ip)) if addresses else ""
-
-
-def _asks_often(link: str, network: OverlayNetwork) -> Iterator[Operation]:
-    """A container asks soon again who has an address that its host does not know yet, for as long as usual.
-
-    By default the kernel asks once a second, three times (RFC 1122, 2.3.2.1). Its host answers for a container of
-    another host, or a static address there, some ten milliseconds after that one has it; what is sent before that
-    would wait for the next second.
-    """
-    for version in (one.version for one in network.subnets if network.is_l2 or (one.version == 4 and network.static)):
-        for key, value in _ASKING.items():
-            yield Setting(Side.CONTAINER, f"net/ipv{version}/neigh/{link}/{key}", value, link, optional=True)
 
 
 def _mark(network: OverlayNetwork) -> str:

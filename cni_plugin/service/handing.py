@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from cni_plugin.ops import ContainerLink, Reachable, Veth
+from cni_plugin.ops import ContainerLink, OverlayRows, Reachable, Veth
 from cni_plugin.ops.links import has_mark
 from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.ops.overlay_asking import asks_often
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Phase
-from weft.errors import KernelRefused, Missing
+from weft import overlay
+from weft.errors import KernelRefused, Missing, WeftError
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Link
 from weft.types import Attachment
@@ -41,8 +43,19 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
             operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
             context.records.write(replace(record, namespace=namespace.id, operations=operations))
         if not ended:  # without the lock, since it may wait
-            _announce(namespace, context.machine(namespace), name, record.operations)
+            machine = context.machine(namespace)
+            _ask_often(machine, name, record.shared)
+            _announce(namespace, machine, name, record.operations)
     return True
+
+
+def _ask_often(machine: Machine, name: str, shared: tuple[Operation, ...]) -> None:
+    """Set what the link of an overlay network's container has of its neighbours, as where weft configures it."""
+    rows = next((one for one in shared if isinstance(one, OverlayRows)), None)
+    if rows is not None:
+        with contextlib.suppress(WeftError):  # the link is gone, or the network's file
+            for setting in asks_often(name, overlay.read_network(rows.path, rows.network)):
+                setting.apply(machine)
 
 
 def _announce(namespace: Namespace, machine: Machine, name: str, operations: tuple[Operation, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cni_plugin.docker.addresses import GATEWAY, Addresses
+from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Kept, Network
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, ended, pool_of
@@ -94,6 +95,25 @@ def test_an_endpoint_leases_its_address_beside_others(
     ended(driver)
     assert not (tmp_path / "leases" / "blue" / "10.60.1.3").exists()
     assert list(calls.service.records.all()) == []
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_container_asks_soon_again_for_what_its_host_does_not_know_yet(
+    driver: Networks, calls: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, static: bool
+) -> None:
+    """As one that weft configures (``unit/test_overlay.py``)."""
+    monkeypatch.setattr("ipam.host_local_config.DATA_DIRECTORY", str(tmp_path / "leases"))
+    (Path(overlay.FOLDER) / "blue.json").write_text(json.dumps(BLUE | ({"static": ["10.60.9.0/28"]} if static else {})))
+    created(driver)
+    interface = {"Address": "10.60.1.3/16", "AddressIPv6": "", "MacAddress": ""}
+    driver.create_endpoint(call(NetworkID=NETWORK, EndpointID=ENDPOINT, Interface=interface, Options={}))
+    driver.join(call(NetworkID=NETWORK, EndpointID=ENDPOINT, SandboxKey=SANDBOX, Options={}))
+    sandbox = calls.kernel.add(SANDBOX)
+    calls.kernel.host.change_link(link_name(ENDPOINT), new_name="eth0", namespace=sandbox, up=True)
+    assert calls.settle(driver.network(NETWORK), driver.endpoint(call(EndpointID=ENDPOINT)))
+    assert sandbox.sysctl("net/ipv4/neigh/eth0/retrans_time_ms") == ("60" if static else "1000")
+    assert sandbox.sysctl("net/ipv4/neigh/eth0/mcast_solicit") == ("50" if static else "3")
+    ended(driver)
 
 
 def test_a_network_of_the_cluster_is_removed_with_it(driver: Networks, kept: Kept) -> None:
