@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from cni_plugin.agent.recorded import Summaries
 from cni_plugin.dataplane import limits
 from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.plan import modules
 from cni_plugin.service.records import Record
 from discovery.balancer.desired import VirtualService
 from discovery.metrics import Metrics
@@ -93,8 +94,12 @@ class Connections:
 
 
 def _addresses(record: Record) -> tuple[tuple[Address, str], ...] | None:
-    """The addresses of an attachment that has made the interface, with its network."""
-    return tuple((one.address.ip, record.attachment.network) for one in record.result.ips) if record.driver else None
+    """The addresses of an attachment that has made the interface, with its network; None for what makes none: driver
+    ``loopback``, and those on the host, whose addresses are this host's own.
+    """
+    if not record.driver or modules.declared(record.driver).link_kind is None:
+        return None
+    return tuple((one.address.ip, record.attachment.network) for one in record.result.ips)
 
 
 def _bounds() -> dict[Address, int]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cni_plugin.agent import connection_metrics
 from cni_plugin.agent.connection_metrics import Connections
+from cni_plugin.service.records import Phase, Record, Records
 from discovery.balancer.desired import Backend, Frontend, PortGroup, VirtualService
-from weft.types import Address
+from weft.types import Address, Attachment, NamespaceId, Result, ResultAddress
 
 CONTAINERS = [ip_address(f"10.7.{number // 250}.{number % 250 + 1}") for number in range(150)]
 VIRTUALS = [ip_address(f"10.79.{number // 250}.{number % 250 + 1}") for number in range(302)]
@@ -66,3 +69,25 @@ def test_the_table_is_not_walked_more_often_than_a_share_allows(connections: Con
     connections._next = 0.0
     connections.read()
     assert walker.walks == 2
+
+
+def test_only_addresses_of_containers_are_counted(tmp_path: Path) -> None:
+    """Those of ``lo`` and of this host are the source of anybody's connections."""
+    records = Records(str(tmp_path))
+    records.prepare()
+    for network, driver, address in (
+        ("blue", "bridge", "10.7.0.2/24"),
+        ("lo", "loopback", "127.0.0.1/8"),
+        ("lo6", "loopback", "::1/128"),
+        ("host", "host", "192.0.2.1/24"),
+        ("chained", "", "10.7.0.3/24"),
+    ):
+        result = Result(ips=(ResultAddress(ip_interface(address)),))
+        there = NamespaceId("/run/netns/c1", 1, 2)
+        attachment = Attachment(network, "c1", "eth0", "weft")
+        records.write(Record(attachment, there, Phase.ATTACHED, "boot", 1.0, driver=driver, result=result))
+    walked: list[dict[Address, str]] = []
+    made = Connections(str(tmp_path), tuple)
+    made._conntrack = SimpleNamespace(count_of=lambda networks, places: walked.append(networks) or ({}, {}))  # type: ignore[assignment]
+    made.read()
+    assert walked == [{ip_address("10.7.0.2"): "blue"}]

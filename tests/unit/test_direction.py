@@ -59,7 +59,7 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.agent": (
         "weft weft.kernel weft.kernel.netlink weft.kernel.linux ipam store store.etcd discovery discovery.acl "
         "discovery.consul discovery.dns discovery.health discovery.api discovery.balancer discovery.page cluster "
-        "cni_plugin.dataplane cni_plugin.ops cni_plugin.service cni_plugin.networks"
+        "cni_plugin.dataplane cni_plugin.ops cni_plugin.plan cni_plugin.service cni_plugin.networks"
     ),
     "cni_plugin.entry": (
         "weft weft.kernel.linux cni_plugin.dataplane cni_plugin.wire cni_plugin.plan cni_plugin.service "
