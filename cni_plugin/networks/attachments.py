@@ -20,11 +20,10 @@ from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
-from weft import identity
+from weft import identity, parallel
 from weft.errors import UnknownContainer, WeftError
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Element
-from weft.parallel import shared_out
 from weft.types import NamespaceId, Result
 
 S = TypeVar("S")
@@ -206,10 +205,17 @@ def marked_networks(context: ServiceContext, digest: str) -> list[str]:
 
 
 def of_each(context: ServiceContext, found: Sequence[S], look: Callable[[Sequence[S]], list[T]]) -> list[T]:
-    """What a look at each endpoint finds, by all processors. The first is looked at before the others:
+    """What a look at each endpoint finds, by all processors."""
+    return begun(context, found, look)()
+
+
+def begun(context: ServiceContext, found: Sequence[S], look: Callable[[Sequence[S]], list[T]]) -> Callable[[], list[T]]:
+    """Begin ``of_each`` in other processes; what is returned finishes it. The first is looked at before the others:
     what it has listed of the host (``ServiceContext.comparing_all``) all processes share.
     """
-    return look(found[:1]) + shared_out(found[1:], look, context.kernel.forked)
+    first = look(found[:1])
+    finish = parallel.begun(found[1:], look, context.kernel.forked)
+    return lambda: first + finish()
 
 
 def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:

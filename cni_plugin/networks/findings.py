@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -140,13 +140,25 @@ def of_attachments(context: ServiceContext, found: Sequence[Endpoint] | None = N
     they have been read already.
     """
     context = context.comparing_all()
-    found = attachments.endpoints(context) if found is None else found
+    return _begun(context, attachments.endpoints(context) if found is None else found)()
+
+
+def _begun(context: ServiceContext, found: Sequence[Endpoint]) -> Callable[[], Iterator[Finding]]:
+    """Begin ``of_attachments`` in other processes; what is returned finishes it."""
     networks = list(context.records.networks())
     attached = [one for one in found if one.state is State.ATTACHED]
     for network in networks[:1]:
         differences(context, network)  # which lists what networks are compared with, for all processes
     items: list[Endpoint | NetworkRecord] = [*attached, *networks]
-    differing = attachments.of_each(context, items, lambda part: [differences(context, one) for one in part])
+    finish = attachments.begun(context, items, lambda part: [differences(context, one) for one in part])
+    return lambda: _differing(found, networks, finish())
+
+
+def _differing(
+    found: Sequence[Endpoint], networks: Sequence[NetworkRecord], differing: Sequence[list[tuple[str, bool]]]
+) -> Iterator[Finding]:
+    """What differs, of the attached endpoints and then of the networks."""
+    attached = [one for one in found if one.state is State.ATTACHED]
     seen: set[str] = set()
     for network, sentences in zip(networks, differing[len(attached) :], strict=True):
         for sentence, _ in sentences:
@@ -316,18 +328,17 @@ def every(
     left = orphans(context)
     endpoints = attachments.endpoints(context)
     left = replace(left, files=stray_files(context))  # a damaged record is set aside when it is read
+    finish = _begun(context, endpoints)  # and meanwhile what one process does
+    around = [*of_networks(context, networks), *of_pools(context, networks), *of_subnets(context)]
     forwarding = list(of_forwarding(context, networks))
     reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
+    behind = [*of_firewalls(context), *of_names(context, endpoints), *of_leftovers(context, left, networks)]
     found = [
         *of_host(abilities, networks),
         *of_files(left, problems),
-        *of_networks(context, networks),
-        *of_pools(context, networks),
-        *of_subnets(context),
+        *around,
         *forwarding,
-        *(one for one in of_attachments(context, endpoints) if not any(f"{key} is " in one.what for key in reported)),
-        *of_firewalls(context),
-        *of_names(context, endpoints),
-        *of_leftovers(context, left, networks),
+        *(one for one in finish() if not any(f"{key} is " in one.what for key in reported)),
+        *behind,
     ]
     return list(dict.fromkeys(found))
