@@ -52,8 +52,10 @@ def status(error: errors.WeftError) -> int:
 def _is_permission_error(error: errors.WeftError) -> bool:
     """Whether the kernel denied a privilege (EPERM, EACCES)."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
         if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EACCES):
             return True
+        seen.append(cause)
         cause = cause.__cause__
     return "CAP_" in error.hint

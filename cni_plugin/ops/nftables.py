@@ -55,7 +55,10 @@ class Elements(Operation):
             try:
                 machine.rules().add(self._without_siblings(self.elements, machine))
             except Conflict as error:
-                raise self._explained(error, machine) from error
+                explained = self._explained(error, machine)
+                if explained is error:  # which cannot be its own cause
+                    raise
+                raise explained from error
         # Looked for afterwards, so that of two calls at once at least one sees the other.
         other = self._overlapping(machine) if self.published else None
         if other is not None:

@@ -284,6 +284,12 @@ def test_errors_are_one_line(blue, arguments, code, said) -> None:
     assert len(answer.err.splitlines()) <= 2
 
 
+def test_a_port_that_another_container_has_is_refused(blue) -> None:
+    blue.good("attach", "blue", "c1", "-p", "8080:80")
+    said = blue("attach", "blue", "c2", "-p", "8080:80")
+    assert said.code == 4 and "8080" in said.err
+
+
 def test_a_capability_that_no_plugin_has_is_an_error(blue) -> None:
     content = blue.list("blue")
     del content["plugins"][0]["capabilities"]

@@ -76,6 +76,12 @@ def test_completion_is_a_script_for_weft(run) -> None:
     assert run("completion", "tcsh").code == 2
 
 
+def test_an_error_that_is_its_own_cause_has_a_status() -> None:
+    error = errors.Conflict("x")
+    error.__cause__ = error
+    assert problems.status(error) == 4
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
