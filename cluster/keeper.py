@@ -306,6 +306,9 @@ class MemberKeeper:
         if found and set(found) != set(self._local.endpoints):
             log.info("etcd is now at %s", ", ".join(found))
             self._local = self._own.save(replace(self._local, endpoints=found))
+        for store in (self._agents_store, self._store):
+            if isinstance(store, EtcdStore):
+                store.follow(self._own.settings(self._local).endpoints)
 
     # A node whose role in etcd changes
 

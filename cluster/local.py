@@ -125,9 +125,10 @@ class Files:
         return local
 
     def settings(self, local: Local, state: str = STATE) -> EtcdSettings:
-        """How this node uses etcd."""
+        """How this node uses etcd: a member also its own, of which the others' list may not know yet."""
+        own = (endpoint(local.address, CLIENT_PORT),) if local.is_member else ()
         return EtcdSettings(
-            local.endpoints,
+            tuple(dict.fromkeys((*local.endpoints, *own))),
             state,
             tls=True,
             ca=self.path("ca.pem"),

@@ -81,6 +81,10 @@ class EtcdStore:
         self._closing: asyncio.Task[None] | None = None
         self._recording = asyncio.create_task(self._keep_record(), name="etcd-record")
 
+    def follow(self, endpoints: Sequence[str]) -> None:
+        """Use other members of the same cluster (``HOST:PORT``) from now on."""
+        self._connection.follow(endpoints)
+
     async def get(self, key: str) -> Entry | None:
         encoded(key)
         with self._call():

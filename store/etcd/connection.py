@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -102,8 +102,9 @@ class Connection:
         self.settings = settings
         self.record = record
         self._marker = marker
-        credentials = tls.credentials(settings) if settings.tls else None
-        self._members = [Member(address, credentials) for address in settings.endpoints]
+        self._credentials = tls.credentials(settings) if settings.tls else None
+        self._members = [Member(address, self._credentials) for address in settings.endpoints]
+        self._former: list[Member] = []
         self._current = random.randrange(len(self._members))
         self._failures = 0
         self._token = ""
@@ -111,12 +112,25 @@ class Connection:
         self._refused: WrongCluster | None = None
         self._reported = False
 
+    def follow(self, endpoints: Sequence[str]) -> None:
+        """Use these members (``HOST:PORT``) from now on; channels to others stay open until ``close``, as requests may
+        use them.
+        """
+        if not endpoints or set(endpoints) == {one.address for one in self._members}:
+            return
+        used, known = self._members[self._current], {one.address: one for one in (*self._former, *self._members)}
+        wanted = dict.fromkeys(endpoints)
+        members = [known.pop(one) if one in known else Member(one, self._credentials) for one in wanted]
+        self._members, self._former = members, [*known.values()]
+        self._current = members.index(used) if used in members else random.randrange(len(members))
+        self._failures = 0
+
     def deadline(self) -> float:
         """When a call that starts now must end."""
         return asyncio.get_running_loop().time() + self.settings.call_seconds
 
     async def close(self) -> None:
-        for member in self._members:
+        for member in (*self._members, *self._former):
             await member.channel.close()
 
     async def call(self, method: Method[Reply], request: Request, what: str, end: float) -> Reply:
@@ -174,6 +188,8 @@ class Connection:
     def lost(self, member: Member, why: str) -> None:
         """Use another member than this one, which has failed."""
         member.checked, member.problem = False, why
+        if member not in self._members:
+            return
         self._failures += 1
         if self._members[self._current] is member:
             self._current = (self._current + 1) % len(self._members)

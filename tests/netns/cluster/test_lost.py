@@ -70,6 +70,20 @@ def test_joins_that_are_killed_are_repeated(start: Start) -> None:
 
 
 @pytest.mark.long
+def test_the_host_that_made_the_cluster_is_lost(start: Start) -> None:
+    """The others have joined when it was the only member of etcd; their agents use each other's then."""
+    one, two, three = cluster(start, 3)
+    one.close()
+    until(lambda: not listed(two)["n1"]["alive"], PATIENTLY, "the end of n1's lease")
+    two.weft("services", "register", "-name=web", "-port=80")
+    until(lambda: "web" in three.weft("catalog", "services").stdout.split(), PATIENTLY, "the service on n3")
+    two.weft("node", "rm", "n1", "--powered-off")
+    until(lambda: sorted(members(two).values()) == ["false", "true"], PATIENTLY, "one voter, and a learner")
+    row = listed(three)
+    assert row["n1"]["state"] == "removed" and row["n2"]["alive"] and row["n3"]["alive"]
+
+
+@pytest.mark.long
 def test_a_host_that_was_reinstalled_under_its_name(start: Start) -> None:
     """It is refused until the old one is removed; that takes the old one's access and vote away."""
     one, two, three = cluster(start, 3)

@@ -95,6 +95,21 @@ async def test_a_change_whose_reply_is_lost_is_applied_once(
         await store.close()
 
 
+async def test_members_that_are_told_later_are_used(cluster: Cluster, settings: EtcdSettings) -> None:
+    """By requests and by watches, when those of before have left the cluster."""
+    async with Proxy(cluster.endpoints[0]) as proxy:
+        store = await open_etcd(replace(settings, endpoints=(proxy.address,)))
+        watch = store.watch("", await store.put("k", b"1"))
+        await store.put("k", b"2")
+        assert (await anext(watch)).events[0].key == "k"
+        following = asyncio.ensure_future(anext(watch))
+        store.follow(cluster.endpoints)
+    written = await store.put("k", b"3")
+    async with asyncio.timeout(SOON):
+        assert (await following).revision == written
+    await store.close()
+
+
 async def test_an_abandoned_change_is_not_taken_for_the_next_one(cluster: Cluster, settings: EtcdSettings) -> None:
     """The caller gives up; what it has sent is applied, and its slot's next user finds a foreign token."""
     async with Proxy(cluster.endpoints[0]) as proxy:
