@@ -66,29 +66,31 @@ def _show(one: ClusterHost, two: ClusterHost, three: ClusterHost) -> None:
             f"-tagged-address=virtual={_VIRTUAL}:80",
         )
         _weft(host, "services", "register", *words)
-    _attach(one, "client")
-    _call(one, 3)
-    _weft(one, "services", "list", "-detailed")
+    _attach(two, "client")
+    _call(two, 3)
+    _weft(two, "services", "list", "-detailed")
 
-    _step("Host n3 loses its power. Its instance leaves with its lease, and the service goes on")
-    three.close()
-    until(lambda: _instances(one) == 2, _LONG, "the end of n3's instance")
-    _call(one, 2)
-    _weft(one, "node", "ls")
+    _step(
+        "Host n1, which made the cluster, loses its power. Its instance leaves with its lease, and the service goes on"
+    )
+    one.close()
+    until(lambda: _instances(two) == 2, _LONG, "the end of n1's instance")
+    _call(two, 2)
+    _weft(two, "node", "ls")
 
     _step("Of etcd's three members another one is killed: no majority. Names and connections go on")
     # Stopped, not killed: the agent would start it again within a second.
-    two.run("kill", "-STOP", str(two.etcd()))
-    refused = one.weft("network", "create", "-d", "overlay", "late", check=False)
+    three.run("kill", "-STOP", str(three.etcd()))
+    refused = two.weft("network", "create", "-d", "overlay", "late", check=False)
     assert refused.code != 0, "a network was created without a majority"
     print(refused.stderr.strip())
-    _call(one, 2)
+    _call(two, 2)
 
     _step("The majority is back: what was refused is done")
-    two.run("kill", "-CONT", str(two.etcd()))
-    until(lambda: one.weft("network", "create", "-d", "overlay", "late", check=False).code == 0, _LONG, "a network")
-    until(lambda: "late" in two.weft("network", "ls").stdout, _LONG, "late on n2")
-    _weft(two, "network", "ls")
+    three.run("kill", "-CONT", str(three.etcd()))
+    until(lambda: two.weft("network", "create", "-d", "overlay", "late", check=False).code == 0, _LONG, "a network")
+    until(lambda: "late" in three.weft("network", "ls").stdout, _LONG, "late on n3")
+    _weft(three, "network", "ls")
 
 
 def _attach(host: ClusterHost, name: str) -> str:
