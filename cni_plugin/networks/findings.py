@@ -59,6 +59,7 @@ _GC = Command("weft gc", "to remove it")
 _REPAIR = Command("weft doctor --repair", "to restore it")
 _RESTART = "restart the container with its own runtime"
 _BY_HAND = NoCommand(f"{_RESTART}, or detach and attach it again")
+_BY_DOCKER = NoCommand("restart the container, or docker network disconnect and connect: Docker configured its link")
 _TO_DECIDE = "which of the two is to be decided"
 _RECREATE = "make the network again with another subnet once its containers are gone"
 
@@ -182,14 +183,16 @@ def _differing(
             elif is_repairable:
                 yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
-                yield Finding(f"{one}: {sentence}", _BY_HAND)
+                yield Finding(f"{one}: {sentence}", remedy(one, is_repairable))
 
 
 def remedy(one: Endpoint, is_repairable: bool) -> Remedy:
     """What mends a difference of an endpoint."""
     if one.state is not State.ATTACHED:
         return _GC
-    return _REPAIR if is_repairable else _BY_HAND
+    if is_repairable:
+        return _REPAIR
+    return _BY_DOCKER if any(getattr(operation, "moved", False) for operation in one.operations) else _BY_HAND
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint, State
+from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Phase, Record
@@ -56,9 +57,11 @@ def _repair(context: ServiceContext, namespace: NamespaceId, records: Sequence[R
     container = context.open_same(namespace)
     if container is None and namespace.known:
         return []
-    operations = [operation for record in records for operation in record.operations]
+    endpoints: dict[tuple[str, str], list[Operation]] = {}
+    for record in records:
+        endpoints.setdefault((record.attachment.network, record.attachment.interface), []).extend(record.operations)
     try:
-        return executor.repair(operations, context.machine(container), context.watch, context.log)
+        return executor.repair(list(endpoints.values()), context.machine(container), context.watch, context.log)
     finally:
         if container is not None:
             container.close()

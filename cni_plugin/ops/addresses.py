@@ -64,6 +64,11 @@ class LinkAddress(Operation):
             return None
         return f"{self.link} lacks the address {self.address}"
 
+    def is_repairable(self, machine: Machine) -> bool:
+        """Unless the link has it with another prefix length, which somebody has put in its place."""
+        there = namespace_of(machine, self.side, self.link).addresses(self.link, self.address.version)
+        return all(one.ip != self.address.ip for one in there)
+
     def restore(self, machine: Machine) -> bool:
         return self.side is Side.HOST and reapply(self, machine)
 

@@ -75,7 +75,8 @@ class ContainerLink(Operation):
     It is created under the name ``passing`` and renamed together with setting its alias, so that a link
     with its final name always has the alias, even if the process is killed. ``mtu`` in bytes, 0: the
     kernel's default. ``master`` is a bridge in the container. ``handed``: it is for the runtime to move,
-    from the host's namespace. Raises Conflict, Missing, KernelLacks.
+    from the host's namespace; ``moved``: it has, and has configured it, so that it alone can make it
+    again. Raises Conflict, Missing, KernelLacks.
     *Equivalent to:* ``ip link add NAME link PARENT type KIND …``.
     """
 
@@ -90,6 +91,7 @@ class ContainerLink(Operation):
     master: str = ""
     options: tuple[tuple[str, int | str], ...] = ()
     handed: bool = False
+    moved: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
@@ -99,7 +101,7 @@ class ContainerLink(Operation):
         return replace(self, handed=True)
 
     def settled(self, link: str) -> ContainerLink:
-        return replace(self, name=link, handed=False)
+        return replace(self, name=link, handed=False, moved=True)
 
     def apply(self, machine: Machine) -> bool:
         container = _container(machine, self.name)
@@ -150,13 +152,15 @@ class ContainerLink(Operation):
         return () if self.handed or _is_there(machine, self.name, self.alias) else self.creates
 
     def is_repairable(self, machine: Machine) -> bool:
-        """Unless its parent is missing, another link has its name, or it is of another kind."""
+        """Unless its parent is missing, another link has its name, it is of another kind, or the runtime
+        configured it.
+        """
         parent = machine.side(self.side)
         if self.handed or parent is None or (self.parent and parent.link(self.parent) is None):
             return False
         link = machine.container.link(self.name) if machine.container is not None else None
         if link is None or not has_mark(link, self.alias):
-            return not _is_occupied(machine, self.name, self.alias)
+            return not self.moved and not _is_occupied(machine, self.name, self.alias)
         return self._kind_mismatch(link) is None
 
     def repair(self, machine: Machine) -> None:
@@ -283,14 +287,25 @@ class LentLink(Operation):
         return () if _is_there(machine, self.container, self.alias) else self.creates
 
     def is_repairable(self, machine: Machine) -> bool:
-        """Unless it is neither in the container nor back on the host under its name there."""
+        """Unless it is neither in the container nor back on the host under its name, where nobody uses it."""
         if self.lost(machine):
-            is_back = machine.host.link(self.name) is not None
-            return is_back and not _is_occupied(machine, self.container, self.alias)
+            return self._is_back(machine.host) and not _is_occupied(machine, self.container, self.alias)
         return True
+
+    def _is_back(self, host: Namespace) -> bool:
+        """Whether the host's link of that name is this one, and idle. A virtual one without the mark may be
+        another, created since.
+        """
+        link = host.link(self.name)
+        if link is None or link.master or link.up or host.addresses(self.name):
+            return False
+        same = (link.kind, link.mac, link.alias) == (self.type, self.mac, self.before)
+        return has_mark(link, self.alias) or (not self.type and same)
 
     def repair(self, machine: Machine) -> None:
         if self.lost(machine):
+            if not self._is_back(machine.host):
+                raise Conflict(f"{self.name} on the host is not the link that was lent, or in use")
             self.apply(machine)
         else:
             _reset(machine, self.container, self.mac, self.mtu)

@@ -58,7 +58,8 @@ class Veth(Operation):
     """A veth pair: the host end is up, on ``bridge`` if given; the container end is still down.
 
     ``container_mtu`` is the MTU that CHECK expects of the container end if ``tuning`` has changed it.
-    ``handed``: the container end is for the runtime to move, from the host's namespace.
+    ``handed``: the container end is for the runtime to move, from the host's namespace; ``moved``: it has,
+    and has configured it, so that it alone can make it again.
     ``follows``: nobody has set the MTU, it was that of the uplink when the pair was created.
     *Equivalent to:* ``ip link add HOST type veth peer name CONTAINER netns NETNS``.
     """
@@ -73,6 +74,7 @@ class Veth(Operation):
     container_mtu: int = 0
     handed: bool = False
     follows: bool = False
+    moved: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
@@ -86,7 +88,7 @@ class Veth(Operation):
         return replace(self, handed=True)
 
     def settled(self, link: str) -> Veth:
-        return replace(self, container=link, handed=False)
+        return replace(self, container=link, handed=False, moved=True)
 
     def apply(self, machine: Machine) -> bool:
         if machine.container is None:
@@ -157,9 +159,12 @@ class Veth(Operation):
         host, container = machine.host.link(self.host), machine.container
         if container is None or self.handed or (host is not None and not self._is_ours(host)):
             return False
-        inner = container.link(self.container)
-        is_free = inner is None or (inner.kind, inner.mac) == ("veth", self.mac)
-        return (is_free or not self.lost(machine)) and self._uplink_mismatch(machine) is None
+        if self.creates[1] in self.lost(machine):
+            inner = container.link(self.container)
+            renamed = inner is not None and host is None and (inner.kind, inner.mac) == ("veth", self.mac)
+            if self.moved or (inner is not None and not renamed):
+                return False
+        return self._uplink_mismatch(machine) is None
 
     def repair(self, machine: Machine) -> None:
         if self.creates[1] in self.lost(machine):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import has_mark
+from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Missing
-from weft.kernel.values import Limit
+from weft.kernel.values import Limit, Link
 from weft.types import Side
 
 
@@ -77,8 +77,7 @@ class Ifb(Operation):
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        # Half-created: our MAC address, no alias.
-        if link is None or not (has_mark(link, self.alias) or (not link.alias and link.mac == self.mac)):
+        if link is None or not (has_mark(link, self.alias) or half_created(link, self.mac)):
             return
         with contextlib.suppress(Missing):
             machine.host.delete_link(self.name)
@@ -87,11 +86,20 @@ class Ifb(Operation):
         link = machine.host.link(self.name)
         if link is None or link.kind != "ifb":
             return f"the host's link {self.name} is missing" if link is None else f"{self.name} is not an ifb link"
+        if not self._is_ours(link):
+            return f"the host's link {self.name} is not the one that was made"
         return None if link.up else f"the host's link {self.name} is down"
+
+    def lost(self, machine: Machine) -> tuple[LinkRef, ...]:
+        link = machine.host.link(self.name)
+        return () if link is not None and self._is_ours(link) else self.creates
 
     def is_repairable(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
-        return link is None or has_mark(link, self.alias)
+        return link is None or self._is_ours(link)
+
+    def _is_ours(self, link: Link) -> bool:
+        return link.kind == "ifb" and (has_mark(link, self.alias) or half_created(link, self.mac))
 
     def repair(self, machine: Machine) -> None:
         if self.lost(machine):

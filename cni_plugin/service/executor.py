@@ -141,11 +141,13 @@ class Difference:
 
     operation: Operation
     sentence: str
+    unleased: bool = False
+    """Whether an address of the attachment is not leased to it, and so may be another container's."""
 
     def is_repairable(self, machine: Machine, shared: Sequence[Operation] = ()) -> bool:
         """Whether a repair mends it: that of what networks share tries everything."""
         try:
-            return self.operation in shared or self.operation.is_repairable(machine)
+            return self.operation in shared or (not self.unleased and self.operation.is_repairable(machine))
         except WeftError:
             return False
 
@@ -186,6 +188,8 @@ def differences(
             sentence = _mismatch(expected, machine)
         if sentence:
             found.append(Difference(expected, sentence))
+    if any(isinstance(one.operation, Lease) for one in found):
+        found = [replace(one, unleased=True) for one in found]
     return _causes(found, machine, below) if found else found
 
 
@@ -246,30 +250,43 @@ def restore(operations: Sequence[Operation], machine: Machine) -> int:
 
 
 def repair(
-    operations: Sequence[Operation], machine: Machine, watch: Watch = unwatched, log: Log | None = None
+    endpoints: Sequence[Sequence[Operation]], machine: Machine, watch: Watch = unwatched, log: Log | None = None
 ) -> list[WeftError]:
-    """Make again what differs of a running container's operations, and all that was on a link that is
-    lost, in order; the errors. What is on a link that cannot be made is left out.
+    """Make again what differs of the operations of a running container's endpoints, and all that was on a
+    link that is lost, in order; the errors.
+
+    Left out is what is on a link that cannot be made, and all of an endpoint whose addresses are not leased
+    to it: another container may have them.
     """
     remade: set[LinkRef] = set()
     failed: set[LinkRef] = set()
     errors: list[WeftError] = []
-    for operation, expected in _adapted(operations):
+    operations = [operation for each in endpoints for operation in each]
+    leased = [is_leased for each in endpoints for is_leased in [_are_leased(each, machine)] * len(each)]
+    for (operation, expected), is_leased in zip(_adapted(operations), leased, strict=True):
         lost = operation.lost(machine)
-        if not failed.isdisjoint(operation.needs):
+        if not is_leased or not failed.isdisjoint(operation.needs):
             failed.update(lost)
             continue
         try:
             if not operation.creates and not remade.isdisjoint(operation.needs):
                 apply(operation, machine, watch, log)
-            elif _mismatch(expected, machine) is not None and expected.is_repairable(machine):
+            elif _mismatch(expected, machine) is None:
+                continue
+            elif expected.is_repairable(machine):
                 watch("apply", operation)
                 (operation if lost else expected).repair(machine)
                 remade.update(lost)
+            else:
+                failed.update(lost)
         except WeftError as error:
             errors.append(error)
             failed.update(lost)
     return errors
+
+
+def _are_leased(operations: Sequence[Operation], machine: Machine) -> bool:
+    return all(_mismatch(one, machine) is None for one in operations if isinstance(one, Lease))
 
 
 def _logged(log: Log, verb: str, operation: Operation, machine: Machine, step: Callable[[Machine], _T]) -> _T:

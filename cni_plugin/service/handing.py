@@ -10,7 +10,7 @@ from cni_plugin.ops.links import has_mark
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.ops.overlay_asking import asks_often
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.records import Phase
+from cni_plugin.service.records import Phase, Record
 from weft import overlay
 from weft.errors import KernelRefused, Missing, WeftError
 from weft.kernel.interface import Namespace
@@ -32,6 +32,7 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
             if record is None or record.phase is not Phase.ATTACHED:
                 return False
             if not any(_is_handed(one) for one in record.operations):
+                _note_former(context, record)
                 return True
             namespace = context.kernel.open(path)
             opened.callback(namespace.close)
@@ -47,6 +48,14 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
             _ask_often(machine, name, record.shared)
             _announce(namespace, machine, name, record.operations)
     return True
+
+
+def _note_former(context: ServiceContext, record: Record) -> None:
+    """Note that the runtime has moved the link where an earlier release did not, as it had no word for it."""
+    links = [one for one in record.operations if isinstance(one, Veth | ContainerLink)]
+    if not all(one.moved for one in links):
+        noted = tuple(one.settled(one.creates[-1][1]) if one in links else one for one in record.operations)
+        context.records.write(replace(record, operations=noted))
 
 
 def _ask_often(machine: Machine, name: str, shared: tuple[Operation, ...]) -> None:

@@ -156,3 +156,37 @@ def test_a_deleted_bridge_and_a_link_are_two_findings(host: Host, weft: Weft) ->
     assert whats[1].startswith("weft-c2/eth0 on blue: ")
     assert "2 problems repaired" in weft("doctor", "--repair").stdout
     assert host.ping("c1", "10.7.0.3") and host.ping("c2", "10.7.0.4") and host.ping("c3", "10.7.0.1")
+
+
+def test_an_address_that_another_container_has_now_is_not_given_again(host: Host, weft: Weft, tmp_path: Path) -> None:
+    for name in ("c1", "c2"):
+        host.container(name)
+    ranges = [[{"subnet": "10.7.0.0/29", "rangeStart": "10.7.0.2", "rangeEnd": "10.7.0.2"}]]
+    bridge = {"type": "bridge", "bridge": "cni7", "isGateway": True, "ipam": {"type": "host-local", "ranges": ranges}}
+    conf = {"cniVersion": "1.1.0", "name": "blue", "plugins": [bridge]}
+    (tmp_path / "blue.conflist").write_text(json.dumps(conf))
+    weft("attach", "blue", "c1")
+    weft("ipam", "release", "blue", "10.7.0.2", "--force")
+    weft("attach", "blue", "c2")
+    host.inside("c1", "ip", "link", "delete", "eth0")
+    said = json.loads(weft("doctor", "--repair", "--json", check=False).stdout)
+    assert [one["what"] for one in said["repaired"] if "weft-c1" in one["what"]] == []
+    assert any("10.7.0.2 is leased to weft-c2/eth0" in one["what"] for one in said["findings"])
+    assert "eth0" not in host.inside("c1", "ip", "link").stdout
+    assert host.ping("c2", "10.7.0.1")
+
+
+def test_another_link_with_the_name_of_a_lent_one_is_left(host: Host, weft: Weft, tmp_path: Path) -> None:
+    """The host's own, with its addresses, that has got the name since."""
+    host.container("c1")
+    host.run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "far0")
+    conf = {"cniVersion": "1.1.0", "name": "lent", "plugins": [{"type": "host-device", "device": "lan0"}]}
+    (tmp_path / "lent.conflist").write_text(json.dumps(conf))
+    weft("attach", "lent", "c1")
+    host.inside("c1", "ip", "link", "delete", "eth0")
+    for line in ("link add lan0 type veth peer name far1", "address add 192.0.2.7/24 dev lan0", "link set lan0 up"):
+        host.run("ip", *line.split())
+    before = host.snapshot()
+    said = json.loads(weft("doctor", "--repair", "--json", check=False).stdout)
+    assert [one["what"] for one in said["repaired"] if "weft-c1" in one["what"]] == []
+    assert host.changes(before) == []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni_plugin.ops import ContainerLink, LentLink, LinkAddress, LinkRoute, Setting, Up
+from cni_plugin.ops import ContainerLink, Ifb, LentLink, LinkAddress, LinkRoute, Setting, Up
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Device
 from lab.calls import Afterwards, Steps, Weft
 from weft import identity
+from weft.errors import Conflict
 from weft.kernel.fake.kernel import FakeKernel, FakeNamespace
 from weft.kernel.host import Host
 from weft.kernel.interface import VethPeer
@@ -183,6 +185,60 @@ def test_hardware_by_its_place(lab: Lab, monkeypatch: pytest.MonkeyPatch, keys: 
     assert set(asked) == {place}
     assert isinstance(record.operations[0], LentLink) and record.operations[0].name == "up1"
     assert record.result.interfaces[0].pci_id == ("" if "kernelpath" in keys else place)
+
+
+def _lent(lab: Lab, kind: str) -> LentLink:
+    """A link that was lent, of the host again with its name there: that of its own."""
+    lab.weft.add(conf("host-device", device="up1"), BOX)
+    [record] = lab.weft.service(lab.kernel).records.all()
+    lent = next(one for one in record.operations if isinstance(one, LentLink))
+    lab.box.change_link("eth0", up=False, new_name="up1", namespace=lab.kernel.host)
+    lab.kernel.host.links_by_name["up1"].kind = kind
+    return replace(lent, type=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "is_same"),
+    [
+        ("", {}, True),
+        ("veth", {}, True),
+        ("", {"alias": ""}, True),
+        ("veth", {"alias": ""}, False),
+        ("", {"alias": "", "mac": "02:00:00:00:00:99"}, False),
+        ("", {"alias": "another"}, False),
+        ("", {"up": True}, False),
+        ("", {"master": "br0"}, False),
+        ("", {"address": "192.0.2.77/24"}, False),
+    ],
+    ids=str,
+)
+def test_only_the_link_that_was_lent_is_lent_again(lab: Lab, kind: str, change: dict[str, Any], is_same: bool) -> None:
+    """Not another one that has its name now, nor one that the host uses."""
+    lent = _lent(lab, kind)
+    host = lab.kernel.host
+    host.add_link("br0", "bridge", up=True)
+    if "address" in change:
+        host.add_address("up1", IPv4Interface(change["address"]))
+    else:
+        host.change_link("up1", **change)
+    machine = lab.weft.service(lab.kernel).machine(lab.box)
+    before = lab.kernel.dump()
+    assert lent.is_repairable(machine) is is_same
+    if is_same:
+        lent.repair(machine)
+        assert lent.mismatch(machine) is None and host.link("up1") is None
+    else:
+        with pytest.raises(Conflict, match="up1 on the host is not the link that was lent"):
+            lent.repair(machine)
+        assert lab.kernel.dump() == before
+
+
+def test_an_ifb_link_that_another_program_made_is_left(lab: Lab) -> None:
+    ifb = Ifb("ifb0", "weft:0123456789abcdef:c1", "02:00:00:00:00:05", 1500)
+    machine = lab.weft.service(lab.kernel).machine(lab.box)
+    lab.kernel.host.add_link("ifb0", "ifb", mac="02:00:00:00:00:06", up=True)
+    assert ifb.mismatch(machine) == "the host's link ifb0 is not the one that was made"
+    assert ifb.lost(machine) == ifb.creates and not ifb.is_repairable(machine)
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", "uio_pci_generic", "igb_uio"])

@@ -140,6 +140,51 @@ def test_a_link_that_another_has_the_name_of_is_left(blue) -> None:
     assert container.link("eth0").kind == "dummy"
 
 
+def test_nothing_is_put_on_a_link_that_another_made(blue) -> None:
+    """Also where something else of the container is made again."""
+    container = blue.kernel.open("/run/netns/c2")
+    blue.good("network", "create", "red", "--subnet", "10.8.0.0/24")
+    blue.good("attach", "red", "c2", "--ifname", "eth1")
+    for name in ("eth0", "eth1"):
+        container.delete_link(name)
+    container.add_link("eth0", "dummy", up=True)
+    assert "1 problem repaired" in blue("doctor", "--repair").out
+    assert container.link("eth1").kind == "veth" and container.addresses("eth0", 4) == ()
+
+
+@pytest.mark.parametrize("only_address", [False, True])
+def test_an_address_that_another_container_has_now_is_not_given_again(blue, only_address: bool) -> None:
+    """The lease was removed by somebody, and taken by another container."""
+    container = blue.kernel.open("/run/netns/c2")
+    blue.good("ipam", "release", "blue", "10.7.0.3", "--force")
+    lease(blue, "10.7.0.3", 0)
+    if only_address:
+        container.delete_address("eth0", ip_interface("10.7.0.3/24"))
+    else:
+        container.delete_link("eth0")
+    before = blue.kernel.dump()
+    said = blue("doctor", "--repair", "--json")
+    assert said.json["repaired"] == [] and {one["mends"] for one in said.json["findings"]} == {"person"}
+    assert any("10.7.0.3 is leased to c9/eth0" in one for one in messages(said))
+    assert blue.kernel.dump() == before
+    # Nor where something else of the container is made again.
+    blue.good("network", "create", "red", "--subnet", "10.8.0.0/24")
+    blue.good("attach", "red", "c2", "--ifname", "eth1")
+    container.delete_link("eth1")
+    assert "1 problem repaired" in blue("doctor", "--repair").out
+    assert container.link("eth1") is not None
+    assert container.link("eth0") is None or ip_interface("10.7.0.3/24") not in container.addresses("eth0")
+
+
+def test_an_address_with_another_prefix_length_is_left(blue) -> None:
+    container = blue.kernel.open("/run/netns/c2")
+    container.delete_address("eth0", ip_interface("10.7.0.3/24"))
+    container.add_address("eth0", ip_interface("10.7.0.3/16"))
+    said = blue("doctor", "--repair", "--json")
+    assert "weft-c2/eth0 on blue: eth0 lacks the address 10.7.0.3/24" in messages(said)
+    assert container.addresses("eth0", 4) == (ip_interface("10.7.0.3/16"),)
+
+
 def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     blue.kernel.rules.remove()
     blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")

@@ -16,7 +16,7 @@ from cni_plugin.docker.calls import attachment, link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
-from cni_plugin.networks import attachments, owners, pools
+from cni_plugin.networks import attachments, findings, owners, pools, repairs
 from cni_plugin.service.gc import collect_stale
 from cni_plugin.service.records import Phase
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, created, ended, joined, pool_of
@@ -104,6 +104,38 @@ def test_a_link_is_waited_for_without_its_lock(driver: Networks, calls: Fake, mo
     assert calls.settle(network, endpoint)
     [record] = waited
     assert record is not None and record.namespace.path == SANDBOX
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"driver": "macvlan", "parent": "lan0"}, {"driver": "vlan", "parent": "lan0", "vlan": "5"}], ids=str
+)
+@pytest.mark.parametrize("former", [False, True])
+def test_a_deleted_link_that_docker_configured_is_not_made_again(
+    driver: Networks, calls: Fake, options: dict[str, str], former: bool
+) -> None:
+    """Its addresses and routes are Docker's, so that a new one would have none. ``former``: a record of an earlier
+    release.
+    """
+    created(driver, **options)
+    joined(driver)
+    network, endpoint = driver.network(NETWORK), driver.endpoint(call(EndpointID=ENDPOINT))
+    sandbox = calls.kernel.add(SANDBOX)
+    calls.kernel.host.change_link(link_name(ENDPOINT), namespace=sandbox)
+    sandbox.change_link(link_name(ENDPOINT), new_name="eth0", up=True)
+    assert calls.settle(network, endpoint)
+    if former:
+        [record] = calls.service.records.all()
+        unmarked = tuple(replace(one, moved=False) if one.creates else one for one in record.operations)
+        calls.service.records.write(replace(record, operations=unmarked))
+        assert calls.settle(network, endpoint)
+    sandbox.delete_link("eth0")
+    before = calls.kernel.dump()
+    [one] = attachments.endpoints(calls.service)
+    [(sentence, is_repairable)] = attachments.differences(calls.service, one, shared=False)
+    assert "eth0" in sentence and not is_repairable
+    assert "docker network disconnect" in str(findings.remedy(one, is_repairable))
+    assert repairs.repair(calls.service) == []
+    assert calls.kernel.dump() == before
 
 
 def test_links_with_one_mac_address_are_told_apart(driver: Networks, calls: Fake) -> None:
