@@ -34,6 +34,7 @@ from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
+from cni_plugin.agent.claim_hold import Hold
 from cni_plugin.agent.clustering import Clustering
 from cni_plugin.agent.commands import Commands
 from cni_plugin.agent.definitions import Definitions
@@ -136,6 +137,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_parts: list[Part] = []
         self._is_recovering = False
+        self._overlay_data = str(catalog_file.folder(settings) / "overlay")
         self.damage = damage
         """Damage of the store's file that was met while it was open."""
         self.problems: dict[str, str] = {}
@@ -152,7 +154,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._on_hangup()))
         spawner_end = os.pidfd_open(self._spawner.process)
         loop.add_reader(spawner_end, self._on_spawner_ended, spawner_end)
-        self._is_new = is_new(self._settings)
+        if is_new(self._settings):
+            Hold(self._overlay_data).accept()
         store = await open_store(self._settings, self.damage)
         try:
             parts = await self._start_parts(store)
@@ -243,10 +246,10 @@ class Agent:
             asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
         new_overlays, new_host, new_names, new_peers, new_echo, overlay_routes = await asyncio.to_thread(_overlay)
-        data = str(catalog_file.folder(settings) / "overlay")
+        data = self._overlay_data
         node = registry.node.name
         host = new_host(node, settings.address, data)
-        overlays = new_overlays(node, store, host, data, metrics, accepted=self._is_new)
+        overlays = new_overlays(node, store, host, data, metrics)
         peers = new_peers(overlays, new_echo(self._echo))
         more = (*page_routes(overview, Commands().run), *overlay_routes(overlays, store, peers))
         place = str(catalog_file.folder(settings))

@@ -10,46 +10,47 @@ import time
 from cluster import nodes, records
 from cluster.blocks import freed
 from cluster.view import View
+from cni_plugin.agent import claim_hold
+from cni_plugin.agent.claim_hold import Hold
 from store import Compare, Delete, Put, Store
 
 log = logging.getLogger(__name__)
 
 GRACE = 3600.0
 """Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
-_HOLD = 600.0
-"""Seconds that records are kept which a list of the store lacks although nobody has removed them."""
 _PERIOD = 300.0
 """Seconds between two looks for removed nodes, a fifth more or less."""
 
 
 class Recovery:
-    """The host ``node``'s part in it. ``accepted``: its operator may have accepted a restored store."""
+    """The host ``node``'s part in it. Records that a list of the store lacks although nobody has removed them are
+    kept for as long as claims are held.
+    """
 
-    def __init__(self, node: str, store: Store, view: View, *, accepted: bool = False) -> None:
+    def __init__(self, node: str, store: Store, view: View, hold: Hold) -> None:
         self._node = node
         self._store = store
         self._view = view
+        self._hold = hold
         self._held_since = 0.0
         self._look_for_removed = 0.0
-        self._accepted = accepted
-        self._restored: frozenset[str] = frozenset()
-        self._restored_at = 0.0
 
     def may_claim(self, network: str) -> bool:
         """Whether a block of a network that no host has may be claimed: where the store was restored, another host
         may have claimed it after the snapshot, and not have said so again. This one may never have heard of it.
         """
-        return network not in self._restored or time.monotonic() - self._restored_at > _HOLD
+        return not self._hold.includes(network)
 
     def note_read(self, before: frozenset[str]) -> None:
         """Log and remember that the store has just been read without records that may not have been removed.
         ``before`` are the networks that were known.
         """
         self._held_since = time.monotonic()
-        if self._view.doubted or self._accepted:
-            self._restored, self._restored_at, self._accepted = before, self._held_since, False
+        if self._view.doubted or self._hold.accepted:
+            self._hold.begin(before)
             if before:
-                log.warning("the store may have been restored: for %.0f s no block of a network is claimed", _HOLD)
+                seconds = claim_hold.SECONDS
+                log.warning("the store may have been restored: for %.0f s no block of a network is claimed", seconds)
         if self._view.doubted and self._view.held:
             log.error(
                 "the store has lost %d records of networks that nobody has removed; they are kept: %s …",
@@ -61,6 +62,7 @@ class Recovery:
         """Write again what the store has lost of this host's, and of the networks; believe it about the rest
         after a while, and return True then. Raises StoreError.
         """
+        self._hold.end()
         if not (self._view.held or self._view.doubted):
             return False
         for key, there in sorted(self._view.held.items()):
@@ -68,7 +70,7 @@ class Recovery:
             if entry is not None and self._is_own(key):
                 same = Compare(key, "mod", there.mod_revision if there is not None else 0)
                 await self._store.transact([same], [Put(key, entry.value)])
-        if time.monotonic() - self._held_since > _HOLD:
+        if time.monotonic() - self._held_since > claim_hold.SECONDS:
             self._view.drop_held()
             return True
         return False

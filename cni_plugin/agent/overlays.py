@@ -22,6 +22,7 @@ from cluster.blocks import Blocks
 from cluster.host_files import Host, inner_mtu, network_file, peers_file, vtep
 from cluster.records import Member, Network
 from cluster.view import View
+from cni_plugin.agent.claim_hold import Hold
 from cni_plugin.agent.overlay_blocks import OwnBlocks
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlay_recovery import Recovery
@@ -47,10 +48,7 @@ Found = TypeVar("Found")
 class Overlays:
     """A part of the agent. ``folder`` keeps what was last known of the store."""
 
-    def __init__(
-        self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics, *, accepted: bool = False
-    ) -> None:
-        """``accepted``: this host's operator may have accepted a restored store."""
+    def __init__(self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics) -> None:
         self.node = node
         self.view = View()
         self.look = Look(None)
@@ -76,7 +74,8 @@ class Overlays:
         self._known = False  # whether the store or the file has been read
         self._saved = 0
         self._own = OwnBlocks(node, store, self.view, self._wake.set)
-        self._recovery = Recovery(node, store, self.view, accepted=accepted)
+        self._hold = Hold(folder)
+        self._recovery = Recovery(node, store, self.view, self._hold)
         metrics.counter("weft_overlay_passes_total", "Comparisons of overlay networks.", read=lambda: self._passes)
 
     @property
@@ -86,6 +85,7 @@ class Overlays:
 
     async def start(self) -> None:
         """Apply what was last known, then follow the store."""
+        await asyncio.to_thread(self._hold.read)
         self._known = await asyncio.to_thread(self.view.restore, self._path)
         self._wake.set()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._work())]

@@ -20,7 +20,8 @@ from cluster import networks, nodes, records, tunnels
 from cluster.host_files import Host
 from cluster.records import Block, Network
 from cluster.view import View
-from cni_plugin.agent import overlay_recovery
+from cni_plugin.agent import claim_hold, overlay_recovery
+from cni_plugin.agent.claim_hold import Hold
 from cni_plugin.agent.overlay_host import Look, OverlayHost, Stamp
 from cni_plugin.agent.overlays import Overlays
 from discovery.metrics import Metrics
@@ -79,14 +80,14 @@ class Notes:
 class Agents:
     """Agents h1, h2 … on one store."""
 
-    def __init__(self, store: Store, folder: Path, count: int, *, accepted: bool = False) -> None:
+    def __init__(self, store: Store, folder: Path, count: int) -> None:
         self.store = store
         self.hosts = {f"h{number}": Notes(f"h{number}") for number in range(1, count + 1)}
         self.agents: dict[str, Overlays] = {}
         for name, host in self.hosts.items():
             (folder / name).mkdir(exist_ok=True)
             there = cast(OverlayHost, host)
-            self.agents[name] = Overlays(name, store, there, str(folder / name), Metrics(), accepted=accepted)
+            self.agents[name] = Overlays(name, store, there, str(folder / name), Metrics())
 
     async def start(self) -> None:
         for one in self.agents.values():
@@ -385,13 +386,24 @@ async def test_what_a_restored_store_lacks_is_written_again(tmp_path: Path) -> N
     await emptied.close()
 
 
-@pytest.mark.parametrize("accepted", [False, True])
-async def test_a_block_that_looks_free_in_a_restored_store_is_not_claimed(tmp_path: Path, accepted: bool) -> None:
-    """A host that was away has not heard who has claimed it after the snapshot: it asks for a part of others'."""
+@pytest.mark.parametrize(("accepted", "restarted"), [(False, False), (True, False), (True, True)])
+async def test_a_block_that_looks_free_in_a_restored_store_is_not_claimed(
+    tmp_path: Path, accepted: bool, restarted: bool
+) -> None:
+    """A host that was away has not heard who has claimed it after the snapshot: it asks for a part of others'. Its
+    agent may have been restarted since the store was accepted.
+    """
     found = await set_up(tmp_path, 2)
     await until(lambda: found.blocks("h1") and found.blocks("h2") and found.peers("h1"), "blocks")
     await found.stop()
-    again = Agents(found.store, tmp_path, 2, accepted=accepted)
+    for name in found.hosts if accepted else ():
+        Hold(str(tmp_path / name)).accept()
+    if restarted:
+        before = Agents(found.store, tmp_path, 2)
+        await before.start()
+        await until(lambda: all(one.view.revision for one in before.agents.values()), "the restored store")
+        await before.stop()
+    again = Agents(found.store, tmp_path, 2)
     for name, host in again.hosts.items():
         host.files, host.peers = found.hosts[name].files, found.hosts[name].peers
     (own,) = (ip_network(one) for one in found.blocks("h1"))
@@ -412,13 +424,20 @@ async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypat
     store, view = await open_embedded(tmp_path / "catalog.db"), View()
     view.load(Range((Entry(records.LIST, b"blue", 50, 61, 2),), 61), "h1")
     view.load(Range((Entry(records.LIST, b"blue", 2, 2, 1),), 2), "h1")
-    recovery = overlay_recovery.Recovery("h1", store, view)
+    hold = Hold(str(tmp_path))
+    recovery = overlay_recovery.Recovery("h1", store, view, hold)
     recovery.note_read(frozenset({"blue"}))
     assert view.doubted and not view.held
     assert not recovery.may_claim("blue") and recovery.may_claim("green"), "green was made later"
+    since = hold._since
+    for boot, longer in ((claim_hold.boot_id(), False), ("another", True)):
+        monkeypatch.setattr(claim_hold, "boot_id", lambda boot=boot: boot)
+        hold._networks, hold._since = frozenset(), 0.0
+        hold.read()
+        assert not recovery.may_claim("blue") and (hold._since > since) is longer
     assert not await recovery.reassert()
     assert view.doubted
-    monkeypatch.setattr(overlay_recovery, "_HOLD", -1.0)
+    monkeypatch.setattr(claim_hold, "SECONDS", -1.0)
     assert await recovery.reassert(), "a pass leaves what was removed before"
-    assert not view.doubted and recovery.may_claim("blue")
+    assert not view.doubted and recovery.may_claim("blue") and not (tmp_path / "restored.json").exists()
     await store.close()
