@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,10 @@ from weft.errors import Busy, StateDamaged, WeftError
 
 _TOGETHER = 32
 """Networks that are removed under one hold of the shared lock: others wait for it meanwhile."""
+_HELD_SECONDS = 1.0
+"""How long networks stay locked while the shared lock is waited for: an ADD to one of them waits that long."""
+_PAUSE_SECONDS = 0.1
+"""Between two tries, so that it gets the lock of its network: more than waiters sleep."""
 
 
 class SharedOperations:
@@ -102,25 +107,38 @@ def remove_networks(
 ) -> dict[str, WeftError]:
     """Remove what belongs to each of the networks, as ``remove_network`` does; the errors by network.
 
-    ``timeout`` is for a network's own lock, and for that of what networks share without ``shared_timeout``.
+    ``timeout`` is for the networks' own locks, and for that of what networks share without ``shared_timeout``.
     """
     errors: dict[str, WeftError] = {}
+    seconds = timeout if shared_timeout is None else shared_timeout
     ordered = sorted(networks)  # two that remove many wait for each other's locks in one order
     for first in range(0, len(ordered), _TOGETHER):
         together = ordered[first : first + _TOGETHER]
-        errors |= _remove_together(context, together, timeout, timeout if shared_timeout is None else shared_timeout)
+        end = time.monotonic() + seconds
+        while True:
+            left = max(end - time.monotonic(), 0.0)
+            failed, waiting = _remove_together(context, together, timeout, min(left, _HELD_SECONDS))
+            if not waiting or not left:
+                break
+            errors |= {network: error for network, error in failed.items() if network not in waiting}
+            together = waiting
+            time.sleep(_PAUSE_SECONDS)
+        errors |= failed
     return errors
 
 
 def _remove_together(
     context: ServiceContext, networks: Sequence[str], timeout: float, shared_timeout: float
-) -> dict[str, WeftError]:
+) -> tuple[dict[str, WeftError], list[str]]:
+    """The errors, and the networks for which only the shared lock was missing."""
     records = context.records
     errors: dict[str, WeftError] = {}
+    end = time.monotonic() + timeout  # for all, since those that are locked wait for the others
     with contextlib.ExitStack() as stack:
         for network in networks:
+            left = max(end - time.monotonic(), 0.0)
             try:
-                stack.enter_context(locks.hold(records.network_lock(network), timeout=timeout))
+                stack.enter_context(locks.hold(records.network_lock(network), timeout=left))
             except (Busy, StateDamaged) as error:
                 errors[network] = error
         locked = [network for network in networks if network not in errors]
@@ -134,13 +152,15 @@ def _remove_together(
         try:
             with locks.hold(records.shared_lock(), timeout=shared_timeout):
                 errors |= _remove_shared(context, unused)
-        except (Busy, StateDamaged) as error:
-            return errors | dict.fromkeys(unused, error)
+        except StateDamaged as error:
+            return errors | dict.fromkeys(unused, error), []
+        except Busy as error:
+            return errors | dict.fromkeys(unused, error), unused
         for network in unused:
             if network not in errors:
                 with contextlib.suppress(OSError):
                     os.unlink(records.network_lock(network))
-    return errors
+    return errors, []
 
 
 def _attached(context: ServiceContext, networks: Sequence[str]) -> dict[str, list[str]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cni_plugin.service import gc
+from cni_plugin.service import gc, removal
 from cni_plugin.service.records import NetworkRecord, Phase, Record
 from cni_plugin.service.verbs import Service
 from weft import identity, locks
+from weft.errors import Busy
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.locks import hold
@@ -70,19 +73,54 @@ def test_a_bridge_is_removed_with_its_last_orphaned_port(service: Service) -> No
     assert host.link("br0") is None
 
 
-def test_networks_are_removed_while_the_engine_compares_all(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds the lock of what networks share for seconds then, here until ``gc`` has waited for five."""
+@pytest.mark.parametrize("seconds", [5.0, 1000.0])
+def test_networks_are_removed_while_the_engine_compares_all(
+    service: Service, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """It holds the lock of what networks share for seconds then. Nobody waits long for a network meanwhile, and for
+    the engine ``gc`` waits for half a minute.
+    """
     for number in range(40):
         service.records.write_network(NetworkRecord(f"n{number}", "boot", ()))
-    clock = [0.0]
-    with open(service.records.shared_lock(), "wb") as engine:
+    clock, got = [0.0], [0.0]
+    with open(service.records.shared_lock(), "wb") as engine, open(service.records.network_lock("n0"), "ab") as add:
         fcntl.flock(engine, fcntl.LOCK_EX)
 
-        def sleep(seconds: float) -> None:
-            clock[0] += seconds
-            if clock[0] > 5:
+        def sleep(pause: float) -> None:
+            clock[0] += pause
+            if clock[0] > seconds:
                 fcntl.flock(engine, fcntl.LOCK_UN)
+            elif clock[0] < 30:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(add, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    got.append(clock[0])
+                    fcntl.flock(add, fcntl.LOCK_UN)
 
-        monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        for module in (locks, removal):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
         swept = gc.collect_stale(service)
-    assert clock[0] > 5 and len(swept.leftovers) == 40 and swept.errors == []
+    assert max(later - before for before, later in pairwise(got)) < 1.2 and got[-1] > min(seconds, 30) - 1.2
+    if seconds < 30:
+        assert clock[0] > seconds and len(swept.leftovers) == 40 and swept.errors == []
+    else:
+        assert clock[0] < 70 and swept.leftovers == [] and {type(one) for one in swept.errors} == {Busy}
+
+
+def test_networks_that_are_used_do_not_keep_the_others_locked(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were locked before wait for them."""
+    clock = [0.0]
+
+    def sleep(pause: float) -> None:
+        clock[0] += pause
+
+    for module in (locks, removal):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with contextlib.ExitStack() as used:
+        for number in range(9):
+            service.records.write_network(NetworkRecord(f"n{number}", "boot", ()))
+            if 0 < number < 8:
+                used.enter_context(hold(service.records.network_lock(f"n{number}"), shared=True))
+        assert gc.collect_stale(service).leftovers == ["network n0", "network n8"]
+    assert clock[0] < 1.1
