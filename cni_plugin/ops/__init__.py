@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
+from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.bridges import Bridge, PinnedMac, Port, Promiscuous
 from cni_plugin.ops.firewalls import PassedOn
 from cni_plugin.ops.groups import LinkGroup
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.announcement import Announced
     from cni_plugin.ops.devices import ContainerLink, LentLink
     from cni_plugin.ops.dhcp import DhcpLease
+    from cni_plugin.ops.forwarding import Forwarding6
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
     from cni_plugin.ops.overlay_direct import DirectPeers
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _RARE = {
     **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
     "DhcpLease": "dhcp",
+    "Forwarding6": "forwarding",
     "Announced": "announcement",
     **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedBeside", "RoutedFrom", "Vrf"), "policy"),
     **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "Hairpin", "PortsFree", "PublishedPort"), "ports"),
@@ -64,7 +66,6 @@ COMMON: tuple[type, ...] = (
     Detection,
     Elements,
     ForeignLease,
-    Forwarding6,
     Gateways,
     LinkAddress,
     LinkGroup,

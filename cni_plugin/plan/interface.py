@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
-from cni_plugin.ops import ContainerLink, Detection, Forwarding6, LinkAddress, LinkRoute, Setting, Up, Veth
+from cni_plugin.ops import ContainerLink, Detection, LinkAddress, LinkRoute, Setting, Up, Veth
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Plan
 from cni_plugin.plan.traits import Option, Value
@@ -243,8 +243,12 @@ def forwarding(families: set[int]) -> tuple[Operation, ...]:
     """Enable forwarding on the host for these IP versions. IPv4's is not disabled again: other software
     may rely on it.
     """
-    found: tuple[tuple[int, Operation], ...] = ((4, Setting(Side.HOST, "net/ipv4/ip_forward", "1")), (6, Forwarding6()))
-    return tuple(operation for version, operation in found if version in families)
+    found: list[Operation] = [Setting(Side.HOST, "net/ipv4/ip_forward", "1")] if 4 in families else []
+    if 6 in families:
+        from cni_plugin.ops.forwarding import Forwarding6
+
+        found.append(Forwarding6())
+    return tuple(found)
 
 
 def on_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:
