@@ -15,6 +15,9 @@ from weft.errors import WeftError
 from weft.identity import attachment_digest
 from weft.types import NamespaceId
 
+_LOCK_SECONDS = 2.0
+"""How long each lock is waited for: a DEL that has one of them may wait for another one."""
+
 
 def repair(context: ServiceContext) -> list[WeftError]:
     """Repair all attachments; the errors. What networks share has been repaired before."""
@@ -40,7 +43,7 @@ def _repair_container(context: ServiceContext, name: str) -> list[WeftError]:
     recorded = list(context.records.of_container(name))
     with contextlib.ExitStack() as locked:
         for record in sorted(recorded, key=lambda one: attachment_digest(one.attachment)):
-            locked.enter_context(context.locked(record.attachment))
+            locked.enter_context(context.locked(record.attachment, timeout=_LOCK_SECONDS))
         current = (context.records.read(one.attachment) for one in recorded)
         records = [one for one in current if one is not None and one.phase is Phase.ATTACHED]
         return [error for namespace, those in _by_namespace(records) for error in _repair(context, namespace, those)]
