@@ -96,6 +96,15 @@ def compare(machine: Docked) -> None:
     until(lambda: agreed(machine), AGREED, lambda: f"agreement: {machine.endpoints()}, {machine.log()}")
     assert doubles(machine) == []
     until(lambda: whole(machine), AGREED, lambda: f"attachments as they should be: {state(machine)}")
+    until(
+        lambda: strays(machine) == [], AGREED, lambda: f"no link without attachment: {strays(machine)} {state(machine)}"
+    )
+
+
+def strays(machine: Docked) -> list[str]:
+    """The host's ends of veth pairs, if they are not as many as the attachments."""
+    links = [name for name in machine.links() if name.startswith("veth")]
+    return links if len(links) != len(machine.weft("ps", "--all", "--json").json) else []
 
 
 def whole(machine: Docked) -> bool:
@@ -105,7 +114,7 @@ def whole(machine: Docked) -> bool:
 
 def state(machine: Docked) -> str:
     """What is wrong, and everything that tells why."""
-    asked = (("check",), ("ps", "-a"), ("events",))
+    asked = (("check",), ("ps", "-a"), ("doctor",), ("events",))
     said = [machine.weft(*argv).stdout for argv in asked]
     containers = machine.ask("ps", "-a", "--no-trunc")
     return "\n".join([*said, containers, str(machine.endpoints()), machine.log()])
@@ -145,6 +154,6 @@ def test_kills(machine: Docked) -> None:
         machine.ask("rm", "-f", *names)
     for name in machine.ask("network", "ls", "-q", "--filter", "driver=weft").split():
         machine.ask("network", "rm", name)
-    until(lambda: machine.left() == [], AGREED, lambda: f"{machine.left()}")
+    until(lambda: machine.left() == [], AGREED, lambda: f"{machine.left()} {state(machine)}")
     leases = json.loads(machine.weft("ps", "--json").stdout or "[]")
     assert leases == []

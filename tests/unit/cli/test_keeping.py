@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from cni_plugin.networks import requirements
 from cni_plugin.ops import Veth
 from cni_plugin.plan import modules
 from cni_plugin.service.records import Phase
+from lab.waiting import until
 from weft.kernel.linux.probe import Ability
 from weft.kernel.values import Element, KernelRoute
 from weft.types import Route
@@ -397,7 +399,11 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
 
 def test_a_daemon_is_of_other_code_once_a_file_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a checkout that was brought up to date, whose version is the same."""
+    before = time.time_ns() - 1_000_000_000
+    monkeypatch.setattr(agents.code, "changed_ns", lambda: before)
     with subprocess.Popen([sys.executable, "-c", "input()", agents.code.ROOT], stdin=subprocess.PIPE) as daemon:
+        arguments = Path(f"/proc/{daemon.pid}/cmdline")
+        until(arguments.read_bytes, what="the arguments, which a process has only at the end of its exec")
         assert agents.runs_own_code(daemon.pid)
         monkeypatch.setattr(agents.code, "changed_ns", lambda: time.time_ns() + 1_000_000_000)
         assert not agents.runs_own_code(daemon.pid)
