@@ -118,13 +118,19 @@ def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
 
 
 def _of_agent() -> Iterator[Finding]:
-    """Daemons of another release or installation, and an agent that nothing starts again after a reboot."""
+    """Daemons of another release or installation, what the agent says of the cluster, such as clocks that differ, and
+    an agent that nothing starts again after a reboot.
+    """
     agent = agents.running()
     if agent is not None and agent.report is not None and agent.report.version != __version__:
         yield Finding(
             f"the agent is of release {agent.report.version}, this command of {__version__}",
             Command("weft up --restart", ": containers keep their networks and services their virtual addresses"),
         )
+    for problem in agent.report.problems if agent is not None and agent.report is not None else ():
+        if problem.startswith("cluster: "):
+            is_of_clocks = "the clock of node" in problem
+            yield Finding(problem, NoCommand("timedatectl on both hosts" if is_of_clocks else "see weft logs"))
     for name, process in agents.others().items():
         if not agents.runs_own_code(process):
             yield Finding(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lab.many_hosts import ClusterHost, members, network, remove_network, token
+from lab.unpacked import unpack
 from lab.waiting import until
 
 PATIENTLY = 120.0
@@ -67,6 +68,25 @@ def test_joins_that_are_killed_are_repeated(start: Start) -> None:
     assert sorted(listed(one)) == ["n1", "n2"]
     text = two.path("/etc/weft/weft.toml").read_text()
     assert text.count("[store]") == 1
+
+
+@pytest.mark.long
+def test_a_host_whose_clock_is_wrong(start: Start) -> None:
+    """The others' agents notice it when it tells the time, and again when its clock has been set right."""
+    one, two = cluster(start, 2)
+    said = "the clock of node n2 differs by "
+    [library] = unpack("libfaketime").glob("usr/lib/*/faketime/libfaketime.so.1")
+    right = two.environment
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "+120s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    assert said not in one.weft("doctor", check=False).stdout
+    for two.environment, is_wrong in (({**right, **wrong, "FAKETIME_DISABLE_SHM": "1"}, True), (right, False)):
+        two.run(*two.command("down"))
+        agent = two.start(*two.command("agent"))
+        try:
+            until(lambda: (said in one.weft("doctor", check=False).stdout) is is_wrong, PATIENTLY, f"{is_wrong=}")  # noqa: B023
+        finally:
+            os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
 
 
 @pytest.mark.long
