@@ -37,6 +37,10 @@ _RETRY_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
 _AFTER_CALL_SECONDS = 15.0
 """From a call of Docker's to the next look: Docker may have given up waiting for the call's answer."""
+_LAST_LOOK_SECONDS = 45.0
+"""From that look to a last one, where Docker calls no more: it repeats a call that has failed for 30 s, and forgets
+then what it called for without calling again.
+"""
 _CLUSTER_SECONDS = 2.0
 """Between two looks whether files of overlay networks have changed."""
 _RENAMED = ("container", "rename")
@@ -79,6 +83,14 @@ class Surplus:
             self.endpoints & later.endpoints,
             self.pools & later.pools,
             self.addresses & later.addresses,
+        )
+
+    def not_in(self, earlier: Surplus) -> Surplus:
+        return Surplus(
+            self.networks - earlier.networks,
+            self.endpoints - earlier.endpoints,
+            self.pools - earlier.pools,
+            self.addresses - earlier.addresses,
         )
 
     def __bool__(self) -> bool:
@@ -169,6 +181,11 @@ class Agreement:
             self._called.clear()
             await self.settle()
             await self._trim(await self._seen())
+            try:
+                async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                    await self._called.wait()
+            except TimeoutError:
+                await self._trim(await self._seen())
 
     async def _follow_cluster(self) -> None:
         while True:
@@ -215,11 +232,11 @@ class Agreement:
     async def _trim(self, seen: Seen) -> None:
         """Remove what Docker does not have, now and a moment later. Raises NoDocker."""
         surplus = await self._blocking(partial(self._surplus, seen))
-        if surplus:
+        while surplus:
             await asyncio.sleep(GRACE)
-            seen = await self._seen()
-            surplus = surplus.also_in(await self._blocking(partial(self._surplus, seen)))
-            await self._remove(surplus)
+            later = await self._blocking(partial(self._surplus, await self._seen()))
+            await self._remove(surplus.also_in(later))
+            surplus = later.not_in(surplus)  # of which Docker has let go meanwhile
 
     async def _announce(self, name: str, *, again: bool) -> None:
         """Publish the names of a container that runs."""

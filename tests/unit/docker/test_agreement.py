@@ -103,19 +103,29 @@ def test_what_docker_is_about_to_have_is_kept(agree: Agree, driver: Networks, ke
     assert len(list(kept.all(Network))) == 1
 
 
+HAS, LACKS = [network(endpoints=(ENDPOINT,))], [network()]
+
+
+@pytest.mark.parametrize("looks", [(LACKS,), (HAS, HAS, HAS, LACKS)], ids=["before", "later"])
 def test_what_docker_gave_up_is_removed_after_the_call(
-    kept: Kept, calls: Fake, driver: Networks, addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+    kept: Kept,
+    calls: Fake,
+    driver: Networks,
+    addresses: Addresses,
+    monkeypatch: pytest.MonkeyPatch,
+    looks: tuple[list[dict[str, Any]], ...],
 ) -> None:
-    """Docker no longer waits for a Join; the driver finishes it after both have agreed."""
+    """Docker no longer waits for a Join, or will not for long; the driver finishes it after both have agreed."""
     for name in ("GRACE", "_AFTER_CALL_SECONDS"):
         monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(module, "_LAST_LOOK_SECONDS", 0.05)
     created(driver)
 
     async def blocking(work: Callable[[], _T]) -> _T:
         return work()
 
     async def agree() -> None:
-        agreement = Agreement(FakeApi([network()]), kept, calls, driver, addresses, blocking)
+        agreement = Agreement(FakeApi(*looks), kept, calls, driver, addresses, blocking)
         monkeypatch.setattr(agreement._api, "events", events)
         running = asyncio.create_task(agreement.run())
         await asyncio.sleep(0.05)
@@ -132,6 +142,16 @@ def test_what_docker_gave_up_is_removed_after_the_call(
         await asyncio.sleep(60)
 
     asyncio.run(agree())
+
+
+def test_what_docker_drops_between_two_looks_is_looked_at_again(
+    agree: Agree, driver: Networks, addresses: Addresses, kept: Kept
+) -> None:
+    created(driver)
+    joined(driver)
+    pool_of(addresses, "10.9.0.0/24")  # of which Docker has nothing at the first look, so that there is a second
+    agree(HAS, LACKS)
+    assert list(kept.all(Endpoint)) == [] and list(kept.all(Pool)) == []
 
 
 def test_a_lost_network_is_kept_again(agree: Agree, driver: Networks, kept: Kept) -> None:
