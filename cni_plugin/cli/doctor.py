@@ -134,7 +134,7 @@ def _of_agent() -> Iterator[Finding]:
     for name, process in agents.others().items():
         if not agents.runs_own_code(process):
             yield Finding(
-                f"the {name}, process {process}, runs another installation's code", Command("weft up --restart")
+                f"the {name}, process {process}, runs other code than this command", Command("weft up --restart")
             )
     yield from conditions.of_units(agent is not None)
 

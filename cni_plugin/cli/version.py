@@ -20,7 +20,8 @@ from weft import __version__
 def version(json_output: bool) -> None:
     """Print the versions of this command and of weft's processes that run.
 
-    ANOTHER INSTALLATION runs code of another folder: weft up --restart replaces it.
+    OTHER CODE is of another folder, or of before the files of this one were replaced: weft up --restart
+    replaces what runs it.
 
     \b
     Example:
@@ -45,7 +46,7 @@ def version(json_output: bool) -> None:
     rows = [("weft", __version__, f"{code.ROOT}, Python {around['python']}")]
     for one in found[1:]:
         state = f"process {one['pid']}" if one["pid"] else "not running"
-        where = "" if one["own"] else ", ANOTHER INSTALLATION"
+        where = "" if one["own"] else ", OTHER CODE"
         rows.append((str(one["part"]), str(one["version"] or "-"), f"{state}{where}"))
     rows += [
         ("CNI", versions.NEWEST, f"also {', '.join(versions.ALL[:-1])}"),

@@ -394,7 +394,7 @@ def test_doctor_names_an_engine_of_another_installation(run, monkeypatch: pytest
         monkeypatch.setattr(engine, "running", lambda: engine.Running(other.pid, "", 0.0, 0))
         found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
         other.kill()
-    assert found[f"the engine, process {other.pid}, runs another installation's code"] == "run weft up --restart"
+    assert found[f"the engine, process {other.pid}, runs other code than this command"] == "run weft up --restart"
 
 
 def test_a_daemon_is_of_other_code_once_a_file_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,5 +415,5 @@ def test_doctor_names_a_driver_for_docker_of_another_installation(run, monkeypat
         monkeypatch.setattr(docker, "running", lambda: other.pid)
         found = {one["what"]: one["remedy"] for one in run("doctor", "--json").json["findings"]}
         other.kill()
-    what = f"the driver for Docker, process {other.pid}, runs another installation's code"
+    what = f"the driver for Docker, process {other.pid}, runs other code than this command"
     assert found[what] == "run weft up --restart"
