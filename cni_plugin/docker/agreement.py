@@ -185,7 +185,7 @@ class Agreement:
                 async with asyncio.timeout(_LAST_LOOK_SECONDS):
                     await self._called.wait()
             except TimeoutError:
-                await self._trim(await self._seen())
+                await self.agree()  # also what Docker has after all, of a call that was taken for given up
 
     async def _follow_cluster(self) -> None:
         while True:

@@ -135,6 +135,11 @@ def test_what_docker_gave_up_is_removed_after_the_call(
         async with asyncio.timeout(10):
             while list(kept.all(Endpoint)):
                 await asyncio.sleep(0.01)
+        kept.remove(Network, NETWORK)
+        agreement.called()
+        async with asyncio.timeout(10):
+            while kept.read(Network, NETWORK) is None:
+                await asyncio.sleep(0.01)
         running.cancel()
 
     async def events() -> AsyncIterator[dict[str, Any]]:
