@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 
 import weft
 
@@ -43,8 +44,11 @@ class Code:
         return self.unchanged
 
 
+@cache
 def changed_ns() -> int:
-    """When a source file was written or replaced last: the latest ctime, in nanoseconds."""
+    """When a source file was written or replaced last: the latest ctime, in nanoseconds. For commands, which do not
+    run for long: looked at once.
+    """
     paths = (path for path, *_ in _scan((*_PACKAGES, "discovery", "store", "cluster"))[1])
     return max((os.stat(path).st_ctime_ns for path in paths), default=0)
 
