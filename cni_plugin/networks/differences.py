@@ -34,5 +34,5 @@ def _is_loopback_down(container: Namespace) -> bool:
 
 
 def _shared_mismatches(network: NetworkRecord, context: ServiceContext) -> list[str]:
-    count = len(network.shared)
-    return executor.mismatches(network.shared, context.machine(None), shared=count, known=context.known)
+    machine, count = context.machine(None), len(network.shared)
+    return [one.sentence for one in executor.differences(network.shared, machine, shared=count, known=context.known)]

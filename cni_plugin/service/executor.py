@@ -152,17 +152,9 @@ class Difference:
             return False
 
 
-def mismatches(
-    operations: Sequence[Operation],
-    machine: Machine,
-    later: Sequence[Operation] = (),
-    *,
-    shared: int = 0,
-    known: Known | None = None,
-    below: Sequence[Operation] = (),
-) -> list[str]:
+def mismatches(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
     """The sentences of ``differences``."""
-    return [one.sentence for one in differences(operations, machine, later, shared=shared, known=known, below=below)]
+    return [one.sentence for one in differences(operations, machine, later)]
 
 
 def differences(
