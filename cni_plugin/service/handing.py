@@ -51,7 +51,7 @@ def settle(context: ServiceContext, attachment: Attachment, path: str, *, ended:
 
 
 def _note_former(context: ServiceContext, record: Record) -> None:
-    """Note that the runtime has moved the link where an earlier release did not, as it had no word for it."""
+    """Note that the runtime has moved the link, in a record of an earlier release, which had no field for that."""
     links = [one for one in record.operations if isinstance(one, Veth | ContainerLink)]
     if not all(one.moved for one in links):
         noted = tuple(one.settled(one.creates[-1][1]) if one in links else one for one in record.operations)
