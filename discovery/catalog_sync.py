@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """Delay before the next attempt after an error of the store."""
-SAVED_EVERY = 5.0
-"""Seconds between two writes of what is kept, at least."""
+SAVED_EVERY = 0.5
+"""Seconds between two writes of what is kept, at least: what changed since is lost if store and agent end together."""
 
 
 class Follower(Protocol):
@@ -40,7 +40,7 @@ class Kept(Protocol):
 
 
 class CatalogSync:
-    """Keeps one catalog in sync with one store, and a copy of it; and ``kept`` at most 5 seconds behind.
+    """Keeps one catalog in sync with one store, and a copy of it; and ``kept`` about half a second behind.
 
     ``without`` is a prefix of keys that are not the catalog's, and need not be read.
     """

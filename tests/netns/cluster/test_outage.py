@@ -91,6 +91,13 @@ class Shop:
         argv = ("ip", "netns", "exec", f"k{number}", "python3", "-c", _CALL, _VIRTUAL)
         return self.hosts[number].run(*argv, check=False).stdout.strip()
 
+    def is_kept(self, number: int) -> bool:
+        """Whether a host's agent has kept, for a start without etcd, that the checks of all servers pass."""
+        one = self.hosts[number]
+        found = one.read(f"/run/weft/{one.inode}/agent/catalog.json")["entries"]
+        passing = [key for key, value, *_ in found if "/check/" in key and json.loads(value)["status"] == "passing"]
+        return len([key for key in passing if "web" in key]) == len(self.at)
+
     def close(self) -> None:
         for number in [*self.servers]:
             self.stop(number)
@@ -151,6 +158,7 @@ def test_all_of_etcd_is_down(hosts: Machines, etcd: Cluster, shop: Shop) -> None
     """
     for number in (1, 3):
         until(lambda number=number: shop.resolved(number, "web.service.weft") == {*shop.at.values()}, _SOON, "web")  # type: ignore[misc]
+        until(lambda number=number: shop.is_kept(number), _SOON, "what is kept")  # type: ignore[misc]
     serving(shop)
     traffic = Traffic(shop)
     for member in range(3):
