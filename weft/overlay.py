@@ -12,7 +12,7 @@ import json
 from _socket import AF_INET, inet_pton  # without the socket module's enumerations, which take milliseconds
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 
 from weft import files, wireguard
@@ -173,6 +173,7 @@ def is_kept(path: str) -> bool:
     return isinstance(found, dict) and found.get("kept") is True
 
 
+@lru_cache(maxsize=64)  # an ADD reads it four times
 def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
     """The network of a file's text. Raises StateDamaged naming each invalid value."""
     keys = _section(text, path, name)

@@ -407,6 +407,8 @@ class Service(ServiceContext):
 
     def _unrecorded(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
         recorded = self.recorded_shared(network)
+        if recorded == tuple(shared):  # nearly always, and much less to compare
+            return ()
         return tuple(operation for operation in shared if operation not in recorded)
 
     def _record_shared(self, network: str, new: tuple[Operation, ...]) -> None:

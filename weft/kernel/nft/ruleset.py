@@ -23,7 +23,7 @@ from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Runner, refuse, runner
 from weft.kernel.nft.limits import checked_limit
-from weft.kernel.nft.lookup import dump, keys, look_up, mark_digests, owned
+from weft.kernel.nft.lookup import dump, is_plain, keys, look_up, mark_digests, owned, same
 from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import Change, NftSocket, nft_error
 from weft.kernel.nft.survey import Survey, declared, survey
@@ -276,8 +276,14 @@ class Nft:
         """The elements that do not exist with the same data and mark."""
         given = tuple(elements)
         wanted = self._keyed(given, missing_ok=True)
-        there = self._there(wanted)
-        found = {key for key, element in wanted.items() if key in there and _same(element, there[key])}
+        single = {place: one for place, one in wanted.items() if not is_plain(self._shapes[place[0]])}
+        sought = [(self._shapes[place[0]], one) for place, one in single.items()]
+        are = self.ask(lambda nft_socket: same(nft_socket, sought, _same)) if sought else []
+        found = {place for place, one in zip(single, are, strict=True) if one}
+        there = self._there({place: one for place, one in wanted.items() if place not in single})
+        found.update(place for place, one in there.items() if _same(wanted[place], one))
+        if len(found) == len(wanted) and all(one.collection in self._shapes for one in given):
+            return ()
         return tuple(element for element in given if self._key(element) not in found)
 
     def elements(self, collection: str) -> tuple[Element, ...]:
@@ -391,7 +397,7 @@ class Nft:
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
         """The existing elements at the keys (in a set of intervals: that cover them)."""
         single = [(place, self._shapes[place[0]]) for place in keyed]
-        plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
+        plain = {shape.name for _, shape in single if is_plain(shape)}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
         wanted = [(shape, keyed[place].key) for place, shape in sought]
         answers = self.ask(lambda nft_socket: look_up(nft_socket, wanted)) if wanted else []
