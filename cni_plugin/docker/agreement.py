@@ -66,6 +66,8 @@ class Seen:
     containers: set[str] = field(default_factory=set)
     addresses: dict[Subnet, set[Address]] = field(default_factory=dict)
     """Of each subnet whose addresses weft gives out, those that are in use."""
+    swarm: set[Subnet] = field(default_factory=set)
+    """Of these, those of which containers of other hosts have addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +250,15 @@ class Agreement:
     async def _seen(self) -> Seen:
         found = Seen()
         for section in await self._api.networks(OWN_NAME):
-            found.networks[section.text("Id")] = section
+            if section.text("Driver") == OWN_NAME:  # else weft gives out its addresses only
+                found.networks[section.text("Id")] = section
             ipam = section.section("IPAM")
             own = ipam.text("Driver") == OWN_NAME
             for config in ipam.sections("Config") if own else ():
                 subnet = config.subnet("Subnet")
                 if subnet is not None:
                     found.addresses[subnet] = set(_given(config))
+                    found.swarm |= {subnet} if section.text("Scope") == "swarm" else set()
             containers = section.section("Containers")
             raw = section.raw("Containers")
             for name in list(raw) if isinstance(raw, dict) else ():
@@ -286,7 +290,7 @@ class Agreement:
             frozenset(
                 (pool.id, text, made)
                 for pool in pools
-                if pool not in unused
+                if pool not in unused and ip_network(pool.subnet) not in seen.swarm
                 for text, made in pool.taken.items()
                 if text != pool.gateway and ip_address(text) not in seen.addresses[ip_network(pool.subnet)]
             ),

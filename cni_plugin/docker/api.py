@@ -78,13 +78,14 @@ class DockerApi:
         return await self._change("DELETE", f"/networks/{quote(name)}")
 
     async def networks(self, driver: str) -> list[Section]:
-        """All networks of a driver, with their endpoints."""
-        listed = await self._get(f"/networks?filters={_filters(driver=[driver])}")
+        """All networks whose driver, or IPAM driver, has this name, with their endpoints."""
+        listed = await self._get("/networks")
         found = []
         for one in listed if isinstance(listed, list) else ():
-            whole = await self._get(f"/networks/{quote(str(one.get('Id')))}")
-            if isinstance(whole, dict) and whole.get("Driver") == driver:
-                found.append(Section(whole, "network", Problems()))
+            if _is_of(one, driver):
+                whole = await self._get(f"/networks/{quote(str(one.get('Id')))}")
+                if isinstance(whole, dict) and _is_of(whole, driver):
+                    found.append(Section(whole, "network", Problems()))
         return found
 
     async def container(self, name: str) -> Section | None:
@@ -106,6 +107,11 @@ class DockerApi:
                         yield found
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise NoDocker(f"dockerd at {self.path} does not answer: {error or type(error).__name__}") from error
+
+
+def _is_of(network: Json, driver: str) -> bool:
+    ipam = network.get("IPAM")
+    return driver in (network.get("Driver"), ipam.get("Driver") if isinstance(ipam, dict) else None)
 
 
 def _filters(**wanted: list[str]) -> str:

@@ -28,10 +28,13 @@ class FakeApi(DockerApi):
     def __init__(self, *looks: list[dict[str, Any]]) -> None:
         super().__init__("/nowhere")
         self._looks = list(looks)
+        self._listed: list[dict[str, Any]] = []
 
-    async def networks(self, driver: str) -> list[Section]:
-        found = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
-        return [Section(one, "network", Problems()) for one in found]
+    async def _get(self, path: str) -> object:
+        if path == "/networks":
+            self._listed = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+            return [{key: value for key, value in one.items() if key != "Containers"} for one in self._listed]
+        return next((one for one in self._listed if path == f"/networks/{one['Id']}"), None)
 
     async def container(self, name: str) -> Section | None:
         return None
@@ -191,6 +194,21 @@ def test_addresses_and_pools_that_nobody_has(
     assert "172.18.0.3" not in next(iter(kept.all(Pool))).taken
     agree([])
     assert list(kept.all(Pool)) == []
+
+
+def test_addresses_of_networks_of_dockers_own_drivers_are_kept(agree: Agree, kept: Kept, addresses: Addresses) -> None:
+    """``docker network create -d macvlan --ipam-driver weft``: only the addresses are weft's."""
+    pool = str(pool_of(addresses, "172.18.0.0/16")["PoolID"])
+    for text in ("172.18.0.2", "172.18.0.3"):
+        address_of(addresses, pool, text)
+    other = network("default") | {"Id": "c" * 16, "Driver": "bridge"}
+    agree([network("weft", (ENDPOINT,)) | {"Driver": "macvlan"}, other])
+    [found] = kept.all(Pool)
+    assert list(found.taken) == ["172.18.0.2"] and list(kept.all(Network)) == []
+    # In a swarm, containers of other hosts have addresses of it as well.
+    address_of(addresses, pool, "172.18.0.3")
+    agree([network("weft", (ENDPOINT,)) | {"Driver": "overlay", "Scope": "swarm"}])
+    assert set(next(iter(kept.all(Pool))).taken) == {"172.18.0.2", "172.18.0.3"}
 
 
 def test_unknown_endpoints_of_calls_are_no_error(driver: Networks) -> None:
