@@ -159,8 +159,8 @@ def _state(holders: Holders, records: Iterable[Record]) -> State:
 
 
 def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:
-    """The endpoints of a container, by its id, the name that its owner has for it, or a unique prefix of
-    the id of at least four characters; [] if none.
+    """The endpoints of a container, by its id, the name or id that its owner has for it, or a unique prefix
+    of an id of at least four characters; [] if none.
 
     Raises UnknownContainer for an ambiguous name or prefix.
     """
@@ -179,15 +179,21 @@ def find(context: ServiceContext, container: str, interface: str = "", network: 
             for one in found
             if any(word.startswith(container) for word in (one.container, *_ids(named, one.container)))
         }
-    if len(matching) > 1:
+    if len({_container(named, one) for one in matching}) > 1:
         listed = ", ".join(f"{one} ({named[one].name})" if one in named else one for one in sorted(matching))
         raise UnknownContainer(f"{container} is ambiguous: {listed}", hint="use more characters, or the whole id")
     return [one for one in found if one.container in matching]
 
 
 def _ids(named: Mapping[str, OwnerName], container: str) -> tuple[str, ...]:
-    """The ids that the owner has for a container: with containerd without its namespace."""
-    return tuple(word for word in named[container].words if container.endswith(word)) if container in named else ()
+    """The ids that the owner has for a container: with containerd without its namespace, with Docker its own."""
+    words = named[container].words if container in named else ()
+    return (*(word for word in words if container.endswith(word)), _container(named, container))
+
+
+def _container(named: Mapping[str, OwnerName], container: str) -> str:
+    """The one id of a container that has another on each network, else the id itself."""
+    return (named[container].container if container in named else "") or container
 
 
 def marked(context: ServiceContext, digest: str) -> list[Endpoint]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft import files
 
@@ -38,14 +38,17 @@ _MOST_BYTES_OF_NAME = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class OwnerName:
-    """``name`` is what ``weft ps`` shows; ``others`` are further words for the container."""
+    """``name`` is what ``weft ps`` shows; ``others`` are further words for the container. ``container`` is the
+    owner's id of it, where the container has an id of its own on each network.
+    """
 
     name: str
     others: tuple[str, ...] = ()
+    container: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
-        return (self.name, *self.others)
+        return (self.name, *self.others, *filter(None, (self.container,)))
 
 
 Source = Callable[[frozenset[str]], Iterator[tuple[str, OwnerName]]]
@@ -104,7 +107,7 @@ def of_docker(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
     for one in ids if os.path.isdir(DOCKER_ENDPOINTS) else ():
         found = _json(os.path.join(DOCKER_ENDPOINTS, f"{one}.json")) if _IS_HEX(one) else None
         if isinstance(found, dict) and found.get("name"):
-            yield one, OwnerName(str(found["name"]), (str(found.get("container", "")),))
+            yield one, OwnerName(str(found["name"]), container=str(found.get("container", "")))
 
 
 def of_libcni(ids: frozenset[str]) -> Iterator[tuple[str, OwnerName]]:
@@ -132,7 +135,7 @@ def names(ids: Iterable[str]) -> dict[str, OwnerName]:
         for one, name in source(wanted):
             if name.name:
                 before = found.get(one)
-                found[one] = name if before is None else OwnerName(name.name, (*name.others, *before.words))
+                found[one] = name if before is None else replace(name, others=(*name.others, *before.words))
     return found
 
 

@@ -126,6 +126,24 @@ def test_a_container_has_the_name_of_its_owner_everywhere(blue, monkeypatch) -> 
     assert (blue("detach", "web").code, len(blue.good("ps").splitlines())) == (3, 1)
 
 
+def test_a_container_of_docker_has_an_id_on_each_network(blue, monkeypatch) -> None:
+    """What the driver is told of is its endpoints; people know the container."""
+    blue.good("network", "create", "red", "--subnet", "10.8.0.0/24")
+    whole, ids = "f" * 64, ("0123" * 16, "0124" * 16)
+    source = dict.fromkeys(ids, OwnerName("web", container=whole))
+    monkeypatch.setattr(owners, "SOURCES", (*owners.SOURCES, lambda found: ((i, source[i]) for i in found)))
+    for one, network, interface in zip(ids, ("blue", "red"), ("eth0", "eth1"), strict=True):
+        blue.good("attach", network, "c1", "--container", one, "--ifname", interface)
+    for word in ("web", whole, whole[:12]):
+        assert [one["network"] for one in json.loads(blue.good("show", word, "--json"))] == ["blue", "red"]
+        assert blue.good("check", "red", word) == f"ok      {ids[1]}/eth1 on red (web)\n"
+    assert "Network:   red" in blue.good("show", ids[1][:6])
+    source[ids[1]] = OwnerName("web", container="e" * 64)
+    assert "web is ambiguous: " in blue("show", "web").err
+    source[ids[1]] = source[ids[0]]
+    assert blue.good("detach", "web").split() == [f"{ids[0]}/eth0", f"{ids[1]}/eth1"]
+
+
 def test_a_second_attach_is_refused_and_keeps_the_first(blue) -> None:
     blue.good("attach", "blue", "c1")
     said = blue("attach", "blue", "c1")

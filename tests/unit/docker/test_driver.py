@@ -435,7 +435,7 @@ def test_names_come_from_dockers_api(
     [kept_endpoint] = kept.all(Endpoint)
     assert (kept_endpoint.name, kept_endpoint.container) == ("shop", "f" * 64)
     monkeypatch.setattr(owners, "DOCKER_ENDPOINTS", str(tmp_path / "kept" / "endpoints"))
-    assert owners.names([ENDPOINT, "../secret"]) == {ENDPOINT: owners.OwnerName("shop", ("f" * 64,))}
+    assert owners.names([ENDPOINT, "../secret"]) == {ENDPOINT: owners.OwnerName("shop", container="f" * 64)}
     before = path.stat().st_mtime_ns
     naming.announce(container, again=False)
     assert path.stat().st_mtime_ns == before
