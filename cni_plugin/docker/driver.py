@@ -8,6 +8,7 @@ records. Source: moby's ``libnetwork/docs/remote.md``.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ class Networks:
     def __init__(self, kept: Kept, calls: Calls) -> None:
         self._kept = kept
         self._calls = calls
+        self._keeping = threading.Lock()
 
     def network(self, name: str) -> Network:
         """Raises Missing."""
@@ -57,12 +59,13 @@ class Networks:
 
     def keep(self, wanted: networks.Wanted) -> None:
         """Validate and keep a network. Raises WeftError."""
-        if self._kept.read(Network, wanted.id) is not None:
-            return  # Docker repeats a call whose answer it has not got
-        made = networks.build(wanted, self._kept.all(Network))
-        examples = () if made.driver == overlays.DRIVER else tuple(_examples(wanted))
-        self._calls.preview(made, Endpoint("0" * 64, made.id, examples, ""))
-        self._kept.write(made)
+        with self._keeping:  # two that are created at once may want one bridge
+            if self._kept.read(Network, wanted.id) is not None:
+                return  # Docker repeats a call whose answer it has not got
+            made = networks.build(wanted, self._kept.all(Network))
+            examples = () if made.driver == overlays.DRIVER else tuple(_examples(wanted))
+            self._calls.preview(made, Endpoint("0" * 64, made.id, examples, ""))
+            self._kept.write(made)
 
     def delete_network(self, call: Section) -> Json:
         found = self._kept.read(Network, call.text("NetworkID"))
@@ -119,10 +122,13 @@ class Networks:
 
     def join(self, call: Section) -> Json:
         """Make the endpoint's link: Docker moves it into the sandbox, and sets addresses and routes."""
-        endpoint = replace(self.endpoint(call), sandbox=call.text("SandboxKey"))
-        network = self.network(endpoint.network)
-        self._kept.write(endpoint)
-        self._calls.add(network, endpoint)
+        before = self.endpoint(call)
+        network = self.network(before.network)
+        with self._calls.locked(before):
+            # Read again: Docker may have deleted it meanwhile, if dockerd was killed while it waited for this.
+            endpoint = replace(self.endpoint(call), sandbox=call.text("SandboxKey"))
+            self._kept.write(endpoint)
+            self._calls.add(network, endpoint)
         addresses = [ip_interface(text) for text in endpoint.addresses]
         found: Json = {
             "InterfaceName": {"SrcName": link_name(endpoint.id), "DstPrefix": network.prefix or _DEFAULT_PREFIX},
