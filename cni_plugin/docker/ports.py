@@ -64,14 +64,16 @@ def publish(
     Raises Conflict for a port of its own that is in use, PoolExhausted for a range that is.
     """
     wanted = list(bindings)
+    several = [one for one in wanted if len(one.candidates) > 1]
     refused: set[tuple[str, int]] = set()
     for attempt in range(_ATTEMPTS):
-        chosen = list(_chosen(wanted, published() | refused, listening))
+        # The ports of all containers are read from their records: only where one is to be chosen.
+        taken = published() | refused if several else refused
+        chosen = list(_chosen(wanted, taken, listening))
         try:
             add(chosen)
             return
         except Conflict:
-            several = [one for one in wanted if len(one.candidates) > 1]
             if not several or attempt == _ATTEMPTS - 1:
                 raise
             ports = {(str(one["protocol"]), int(str(one["hostPort"]))) for one in chosen}

@@ -375,6 +375,15 @@ def test_another_port_is_tried_where_a_call_was_faster() -> None:
         ports.publish(ports.read(binding(HostPort=8000, HostPortEnd=8000), ""), add, set, lambda *_: set())
 
 
+def test_records_of_all_containers_are_read_only_to_choose_a_port() -> None:
+    def unread() -> set[tuple[str, int]]:
+        raise AssertionError
+
+    found: list[Any] = []
+    ports.publish(ports.read(binding(HostPort=8080, HostPortEnd=8080), ""), found.extend, unread, lambda *_: set())
+    assert [one["hostPort"] for one in found] == [8080]
+
+
 def test_a_network_without_the_default_route(driver: Networks) -> None:
     """Docker asks the one that names a gateway for the ports."""
     created(driver, **{"default-route": "false"})
