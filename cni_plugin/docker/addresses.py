@@ -85,6 +85,8 @@ class Addresses:
                 raise PoolExhausted(f"no available addresses in {pool.part or pool.subnet}")
             if found not in subnet:
                 raise BadOption(f"address {found} is not in the pool {subnet}")
+            if not any(found in one.span for one in _ranges(replace(pool, part=""), subnet)):
+                raise BadOption(f"address {found} is not one of a host in {subnet}")
             if found in taken:
                 raise Conflict(f"Address already in use: {found}")
             last = pool.last if asked is not None or is_gateway else str(found)

@@ -297,6 +297,9 @@ def test_addresses_of_a_pool(addresses: Addresses, kept: Kept) -> None:
         address_of(addresses, pool, "10.5.0.6")
     with pytest.raises(BadOption, match=r"address 10.6.0.1 is not in the pool 10.5.0.0/29"):
         address_of(addresses, pool, "10.6.0.1")
+    for text in ("10.5.0.0", "10.5.0.7"):
+        with pytest.raises(BadOption, match=rf"address {text} is not one of a host in 10.5.0.0/29"):
+            address_of(addresses, pool, text)
     addresses.release_address(call(PoolID=pool, Address="10.5.0.2"))
     # One that was just released is given out last.
     assert [address_of(addresses, pool) for _ in range(3)] == ["10.5.0.4/29", "10.5.0.5/29", "10.5.0.2/29"]
@@ -306,6 +309,7 @@ def test_addresses_of_a_pool(addresses: Addresses, kept: Kept) -> None:
     assert list(kept.all(Pool)) == []
     with pytest.raises(Missing, match="there is no pool"):
         address_of(addresses, pool)
+    assert address_of(addresses, pool_of(addresses, "10.5.1.0/31")["PoolID"], "10.5.1.0") == "10.5.1.0/31"
 
 
 def test_a_part_of_a_pool(addresses: Addresses) -> None:
