@@ -141,11 +141,11 @@ def main(arguments: list[str]) -> int:
     """
     places, rest = {"--socket": SOCKET, "--docker": DOCKER}, list(arguments)
     while rest:
-        word = rest.pop(0)
-        if word not in places or not rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if word not in places or not (equals or rest):
             stderr.write(f"weft docker: invalid argument: {word}\nSee 'weft docker --help'.\n")
             return 2
-        places[word] = rest.pop(0)
+        places[word] = value if equals else rest.pop(0)
     confinement.confine(ENGINE)
     folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
     try:
