@@ -206,7 +206,12 @@ class Agreement:
         self._unnamed &= {name for name, _ in joined}
         for key in joined.keys() - self._settled:
             network = self._kept.read(Network, joined[key].network)
-            if network is not None and self._calls.settle(network, joined[key]):
+            try:
+                is_settled = network is not None and self._calls.settle(network, joined[key])
+            except WeftError as error:  # of this one; the names of the others wait for them
+                stderr.write(f"weft docker: endpoint {key[0][:12]}: {error}\n")
+                continue
+            if is_settled:
                 self._settled.add(key)
                 self._unnamed.add(key[0])
 

@@ -33,9 +33,8 @@ class Naming:
         logged: the container runs already.
         """
         found = _services(container)
+        problems = iter(found.problems)
         name = container.text("Name").lstrip("/")
-        for problem in found.problems:
-            stderr.write(f"weft docker: {name}: {problem}\n")
         for label, joined in _networks(container):
             endpoint = self._kept.read(Endpoint, joined.text("EndpointID"))
             network = self._kept.read(Network, endpoint.network) if endpoint is not None else None
@@ -43,6 +42,8 @@ class Naming:
                 continue
             renamed = (endpoint.name, endpoint.container) != (name, container.text("Id"))
             if network.names and (again or renamed or not self._calls.is_announced(network, endpoint)):
+                for problem in problems:  # once, and not at each comparison with Docker
+                    stderr.write(f"weft docker: {name}: {problem}\n")
                 keys = _keys(container, joined, network.name, label, found.services)
                 try:
                     self._calls.announce(network, endpoint, keys)

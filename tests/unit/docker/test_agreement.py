@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
 from lab.libnetwork import ENDPOINT, NETWORK, SANDBOX, Fake, address_of, call, created, joined, pool_of
 from weft import daemons
+from weft.errors import Busy
 from weft.section import Problems, Section
 
 _T = TypeVar("_T")
@@ -256,6 +258,29 @@ def test_events_of_other_containers_cost_no_inspection(
     assert api.asked == ["other", "own", "third"]  # the last at its rename
     network = driver.network(NETWORK)
     assert calls.is_announced(network, driver.endpoint(call(EndpointID=ENDPOINT)))
+
+
+def test_one_link_that_cannot_be_looked_for_holds_up_no_other(
+    kept: Kept, calls: Fake, driver: Networks, addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created(driver)
+    joined(driver)
+    kept.write(replace(driver.endpoint(call(EndpointID=ENDPOINT)), id="0" * 16))
+    looked: list[str] = []
+
+    def settle(_: Network, endpoint: Endpoint) -> bool:
+        looked.append(endpoint.id)
+        if len(looked) == 1:
+            raise Busy("its lock is held")
+        return True
+
+    monkeypatch.setattr(calls, "settle", settle)
+
+    async def blocking(work: Callable[[], _T]) -> _T:
+        return work()
+
+    asyncio.run(Agreement(FakeApi([]), kept, calls, driver, addresses, blocking).settle())
+    assert sorted(looked) == ["0" * 16, ENDPOINT]
 
 
 class Unready(FakeApi):

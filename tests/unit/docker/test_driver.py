@@ -421,7 +421,12 @@ def test_ports_need_a_routed_network(driver: Networks) -> None:
 
 
 def test_names_come_from_dockers_api(
-    driver: Networks, calls: Fake, kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    driver: Networks,
+    calls: Fake,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(daemons.Daemon, "ensure", lambda *_: None)
     monkeypatch.setattr(resolvers, "servers", lambda root="": ["192.0.2.53", "127.0.0.1", "fe80::1%eth0", "none"])
@@ -450,8 +455,9 @@ def test_names_come_from_dockers_api(
     monkeypatch.setattr(owners, "DOCKER_ENDPOINTS", str(tmp_path / "kept" / "endpoints"))
     assert owners.names([ENDPOINT, "../secret"]) == {ENDPOINT: owners.OwnerName("shop", container="f" * 64)}
     before = path.stat().st_mtime_ns
+    assert "shop: label weft.service 'bad' must be NAME:PORT" in capfd.readouterr().err
     naming.announce(container, again=False)
-    assert path.stat().st_mtime_ns == before
+    assert path.stat().st_mtime_ns == before and capfd.readouterr().err == ""  # nor is the label named again
     # The driver was killed while it published them.
     [names] = (one for one in calls.service.records.all() if one.attachment.plugin == "dnsname")
     calls.service.records.write(replace(names, phase=Phase.ADDING))
