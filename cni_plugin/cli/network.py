@@ -16,8 +16,9 @@ from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.service import overlay
+from cni_plugin.service.context import raise_all
 from cni_plugin.service.removal import remove_network
-from weft.errors import BadOption, InUse
+from weft.errors import BadOption, InUse, WeftError
 
 _ALIASES = {"list": "ls", "remove": "rm"}
 _FIELDS = ("ID", "Name", "Driver", "Subnets", "File")
@@ -235,26 +236,35 @@ def _container(each: Endpoint) -> Json:
 def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -> None:
     """Remove networks with their bridges, rules, leases and files. Prints their names.
 
-    Fails if containers are attached, unless --force.
+    Fails if containers are attached, unless --force; the other networks are removed all the same.
 
     \b
     Example:
       weft network rm blue
     """
     tool.prepare_to("remove a network")
-    removed = []
+    removed, errors = [], []
     for name in names:
-        known = tool.network_if_known(name)
-        if requests.is_clustered(known) or (known is None and clustered.has(name)):
-            clustered.remove(known.name if known is not None else name, force)
-        else:
-            with conflists.locked(tool.config):
-                _remove(tool, tool.network(name), force)
+        try:
+            _remove_named(tool, name, force)
+        except WeftError as error:
+            errors.append(error)
+            continue
         removed.append(name)
         if not json_output:
             say(name)
     if json_output:
         as_json(removed)
+    raise_all(errors)
+
+
+def _remove_named(tool: Tool, name: str, force: bool) -> None:
+    known = tool.network_if_known(name)
+    if requests.is_clustered(known) or (known is None and clustered.has(name)):
+        clustered.remove(known.name if known is not None else name, force)
+    else:
+        with conflists.locked(tool.config):
+            _remove(tool, tool.network(name), force)
 
 
 def _remove(tool: Tool, one: NetworkList, force: bool) -> None:

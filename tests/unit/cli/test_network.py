@@ -254,6 +254,23 @@ def test_rm_refuses_networks_in_use_unless_forced(run) -> None:
     assert not any(after["rules"].values())
 
 
+def test_rm_of_several_networks_goes_on_after_one_that_stays(run) -> None:
+    for name in ("blue", "red", "green"):
+        run.good("network", "create", name)
+    run.container("c1")
+    run.good("attach", "red", "c1")
+    said = run("network", "rm", "blue", "red", "nothing", "green")
+    assert (said.code, said.out) == (4, "blue\ngreen\n")
+    assert "network red has active endpoints" in said.err and "network nothing not found" in said.err
+    for name in ("one", "two"):
+        run.good("network", "create", name)
+    # A lease that another program has taken keeps one of them.
+    (run.folder / "leases/one").mkdir(parents=True)
+    (run.folder / "leases/one/10.89.0.9").write_text("other\r\neth0")
+    said = run("network", "prune", "-f", "--json")
+    assert (said.code, said.json) == (4, ["two"])
+
+
 def test_rm_refuses_foreign_networks_unless_forced(run) -> None:
     run.config.mkdir()
     (run.config / "x.conflist").write_text(json.dumps({"name": "x", "plugins": [{"type": "macvlan"}]}))
