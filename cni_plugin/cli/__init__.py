@@ -12,10 +12,25 @@ from weft.errors import LibraryMissing
 
 def main() -> None:
     """The entry point of ``bin/weft`` and of an installed weft; never returns."""
+    _open_streams()
     try:
         _run()
     except LibraryMissing as error:
         sys.exit(f"weft: {error.message}\nhint: {error.hint}")
+
+
+def _open_streams() -> None:
+    """Let the standard streams that the caller has closed lead nowhere: else the next file or socket that is
+    opened has a number to which something is printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # of the lowest number that is free
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 -- for as long as the process lives
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _run() -> None:

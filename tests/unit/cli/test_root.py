@@ -143,6 +143,18 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_as_dev_null(closed: str, tmp_path: Path) -> None:
+    """Nothing that is opened later has its number, and what was done is not said to have failed."""
+    code = (
+        "import os, sys; sys.argv=['weft', 'completion', 'bash']; from cni_plugin.cli import _open_streams, main\n"
+        f"_open_streams(); first = open({str(tmp_path / 'file')!r}, 'w').fileno()\n"
+        "assert first > 2 and all(map(os.get_inheritable, range(3))); main()"
+    )
+    command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=">" not in closed).returncode == 0
+
+
 def test_columns_are_aligned(capsys) -> None:
     output.table(("A", "B"), [("long cell", "x"), ("\x1b[2J", "y")])
     assert capsys.readouterr().out == "A           B\nlong cell   x\n\\x1b[2J     y\n"
