@@ -10,7 +10,7 @@ from cni_plugin.engine.server import IDLE, serve
 from cni_plugin.service import log
 from weft import confinement, detached, stderr
 from weft.capabilities import ENGINE
-from weft.errors import Busy
+from weft.errors import Busy, StateDamaged
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> int:
         if given:
             idle = float(given)
         while rest:
-            word = rest.pop(0)
+            word, equals, value = rest.pop(0).partition("=")
+            if equals and word != "--idle":
+                raise ValueError(f"{word}={value}")
             if word == "--log":
                 level = max(level, log.Level.INFO)
             elif word == "--debug":
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> int:
                     return detached.REFUSED
                 listener.note_refusal("")
             elif word == "--idle":
-                idle = float(rest.pop(0))
+                idle = float(value if equals else rest.pop(0))
             else:
                 raise ValueError(word)
         if not 0 <= idle < float("inf"):
@@ -50,7 +52,11 @@ def main(arguments: list[str]) -> int:
         stderr.write(f"weft engine: invalid argument: {error}\nSee 'weft engine --help'.\n")
         return 2
     confinement.confine(ENGINE)
-    return serve(idle, level)
+    try:
+        return serve(idle, level)
+    except StateDamaged as error:
+        stderr.write(f"weft: cannot start the engine: {error}\n")
+        return 1
 
 
 def serving(arguments: list[str]) -> int:

@@ -15,14 +15,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.engine import code
+from cni_plugin.engine import code, main
 from cni_plugin.entry import build
 from cni_plugin.wire import frame, probe, versions
 from weft import __version__, stderr
+from weft.errors import StateDamaged
 from weft.version import newer
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
 NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"), [(["--idle=5", "--colour"], "--colour"), (["--debug=1"], "--debug=1"), (["--idle"], "")]
+)
+def test_arguments(arguments: list[str], wrong: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.main(arguments) == 2
+    assert f"weft engine: invalid argument: {wrong}" in capfd.readouterr().err
+
+
+def test_a_folder_that_belongs_to_another_user_is_a_line_and_not_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def serve(*_: object) -> int:
+        raise StateDamaged("cannot create the directory /run/weft: it belongs to uid 0")
+
+    monkeypatch.setattr(main, "serve", serve)
+    monkeypatch.setattr(main.confinement, "confine", lambda _: None)
+    assert main.main([]) == 1
+    assert capfd.readouterr().err.startswith("weft: cannot start the engine: cannot create the directory /run/weft")
 
 
 @given(
