@@ -8,7 +8,14 @@ from collections.abc import Iterator
 import click
 
 from cni_plugin.cli.listing import answer
-from cni_plugin.cli.options import attachment_options, common, namespace_path, runtime_config, target
+from cni_plugin.cli.options import (
+    attachment_options,
+    common,
+    named_as_options,
+    namespace_path,
+    runtime_config,
+    target,
+)
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.ports import shown
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -64,10 +71,11 @@ def plan(
     network = found.name
     if netns:
         endpoint = target(tool.service, netns, container, ifname, name)
-        steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
+        with named_as_options():
+            steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
         path = endpoint.namespace
     else:
-        with tool.empty_namespace() as empty:
+        with tool.empty_namespace() as empty, named_as_options():
             endpoint = Target(container or container_of(name or _PLACEHOLDER.lower()), empty, ifname)
             steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
             path = f'"${_PLACEHOLDER}"'
@@ -177,7 +185,8 @@ def attach(
         )
     capabilities = runtime_config(publish, addresses, mac, name, aliases, hostname, servers)
     chain = Chain(tool.service, found, endpoint, tool.path, capabilities)
-    result = chain.add()
+    with named_as_options():
+        result = chain.add()
     if json_output:
         as_json(result)
     else:
@@ -200,7 +209,7 @@ def _result_lines(result: Result, endpoint: Target, given: RuntimeConfig) -> Ite
 
 @click.command()
 @common
-@click.argument("network", metavar="[NETWORK]")
+@click.argument("network", metavar="[NETWORK]", required=False, default="")
 @click.argument("who", metavar="NETNS|CONTAINER", required=False, default="")
 @click.option("--container", metavar="ID", default="", help="The container's id, if the argument is a namespace.")
 @click.option("--ifname", default="", help="The interface. Default: all of the container on this network.")
@@ -216,6 +225,8 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
       weft detach blue c1
       weft detach c1
     """
+    if not network:
+        raise click.UsageError("Missing argument 'NETNS|CONTAINER'")
     tool.prepare_to("detach")
     if not who:
         network, who = "", network

@@ -27,7 +27,8 @@ from weft.errors import BadOption, UnknownContainer
 from weft.remedies import Command, Remedy
 from weft.types import Result
 
-_FILTERS = ("name", "id", "network", "state", "status")
+_OF_STATE = ("state", "status")
+_FILTERS = ("name", "id", "network", *_OF_STATE)
 _FIELDS = ("Name", "Container", "Network", "Interface", "Addresses", "MAC", "Ports", "Age", "State")
 _HEADER = ("NAME", "CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
 
@@ -72,6 +73,8 @@ def ps(
     tool.need_records()
     wanted = tool.network_name(wanted)
     found = [one for one in attachments.endpoints(tool.service) if not wanted or one.network == wanted]
+    if wanted and not found:
+        tool.network(wanted)  # one that has no file may have attachments
     named = owners.names(one.container for one in found)
     found = _filtered(found, named, filters)
     if json_output:
@@ -94,6 +97,8 @@ def _filtered(found: list[Endpoint], named: Mapping[str, OwnerName], filters: tu
         key, equals, value = text.partition("=")
         if key not in _FILTERS or not equals:
             raise BadOption(f"invalid --filter {text!r}: must be KEY=VALUE with one of {', '.join(_FILTERS)}")
+        if key in _OF_STATE and value not in tuple(State):
+            raise BadOption(f"invalid --filter {text!r}: a state is one of {', '.join(State)}")
         wanted.setdefault(key, []).append(value)
     tests: dict[str, Callable[[Endpoint, str], bool]] = {
         "name": lambda one, value: one.container in named and value in named[one.container].name,

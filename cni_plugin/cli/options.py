@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_interface
 from typing import TypeVar
@@ -14,7 +16,7 @@ from cni_plugin.networks.chain import RuntimeConfig, Target
 from cni_plugin.networks.owners import container_of
 from cni_plugin.service.verbs import Service
 from weft import identity
-from weft.errors import BadOption, NamespaceProblem
+from weft.errors import BadOption, ConfigProblem, NamespaceProblem
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -111,6 +113,21 @@ def runtime_config(
         raise BadOption(f"invalid --mac {mac!r}: {error}") from None
     fixed, asked = (tuple(_addresses(*each)) for each in (("--ip", addresses), ("--dns", servers)))
     return RuntimeConfig(mappings(publish), fixed, normal, tuple(further), name, asked)
+
+
+_PASSED = {"ips": "--ip", "mac": "--mac-address", "portMappings": "--publish", "aliases": "--alias"}
+_IN_PASSED = re.compile(rf"runtimeConfig\.({'|'.join(_PASSED)})[\w.\[\]]*")
+
+
+@contextlib.contextmanager
+def named_as_options() -> Iterator[None]:
+    """Name the values of ``runtime_config`` that are refused as the options that they come from. Raises BadOption."""
+    try:
+        yield
+    except ConfigProblem as error:
+        if not _IN_PASSED.match(error.message) or "network configuration" in error.hint:
+            raise
+        raise BadOption(_IN_PASSED.sub(lambda found: _PASSED[found[1]], error.message)) from error
 
 
 def _addresses(option: str, texts: Iterable[str]) -> Iterator[str]:

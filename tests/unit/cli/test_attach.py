@@ -144,6 +144,26 @@ def test_a_container_of_docker_has_an_id_on_each_network(blue, monkeypatch) -> N
     assert blue.good("detach", "web").split() == [f"{ids[0]}/eth0", f"{ids[1]}/eth1"]
 
 
+def test_what_is_refused_is_named_as_it_was_typed(blue) -> None:
+    for option, value, said in (
+        ("--ip", "10.99.0.1", '--ip "10.99.0.1" is in none of the ranges 10.7.0.1-10.7.0.254'),
+        ("--ip", "10.7.0.1", '--ip "10.7.0.1" is a gateway'),
+    ):
+        for command in ("attach", "plan"):
+            refused = blue(command, "blue", "c1", option, value)
+            assert (refused.code, refused.out) == (2, "") and refused.err == f"weft: {said}\n"
+    refused = blue("detach")
+    assert refused.code == 2 and "Missing argument 'NETNS|CONTAINER'" in refused.err
+
+
+def test_ps_of_a_network_or_a_state_that_there_is_not(blue) -> None:
+    assert blue.good("ps", "--network", "blue", "-q") == ""
+    assert (blue("ps", "--network", "bleu").code, blue("ps", "--filter", "network=bleu").code) == (3, 0)
+    refused = blue("ps", "--filter", "status=running")
+    assert refused.code == 2 and "a state is one of attached, half attached, namespace gone" in refused.err
+    assert blue.good("ps", "-q", "--filter", "state=namespace gone") == ""
+
+
 def test_a_second_attach_is_refused_and_keeps_the_first(blue) -> None:
     blue.good("attach", "blue", "c1")
     said = blue("attach", "blue", "c1")
@@ -291,7 +311,7 @@ def test_show_finds_the_owner_of_a_mark(blue) -> None:
         (("attach", "blue", "c1", "--mac", "nonsense"), 2, "is not a MAC address"),
         (("attach", "blue", "c1", "--ifname", "a/b"), 2, "--ifname 'a/b': must be printable"),
         (("attach", "blue", "c1", "--container", "-x"), 2, "--container '-x': must start with"),
-        (("attach", "blue", "c1", "--ip", "10.9.0.1"), 1, "10.9.0.1"),
+        (("attach", "blue", "c1", "--ip", "10.9.0.1"), 2, "10.9.0.1"),
         (("show", "c9"), 3, "c9 is not attached"),
     ],
 )
