@@ -58,7 +58,8 @@ def prune(context: click.Context, force: bool, filters: tuple[str, ...], json_ou
     unused = [name for name in unused if not modules.declared(tool.network(name).driver).clustered]
     if unused and not force:
         click.echo(f"This removes the networks {', '.join(unused)}.", err=True)
-        click.confirm("Continue?", abort=True, err=True)
+        if not click.confirm("Continue?", err=True):
+            raise click.ClickException("nothing is removed")
     if unused:
         context.invoke(remove, names=tuple(unused), force=False, json_output=json_output)
     elif json_output:

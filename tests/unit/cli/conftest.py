@@ -49,7 +49,7 @@ class Weft:
     def config(self) -> Path:
         return self.folder / "net.d"
 
-    def __call__(self, *arguments: str) -> Said:
+    def __call__(self, *arguments: str, typed: str | None = None) -> Said:
         tool = Tool(
             config=str(self.config),
             path=(str(self.folder / "plugins"),),
@@ -58,7 +58,7 @@ class Weft:
             abilities=lambda: self.abilities,
             empty_namespace=self._empty,
         )
-        result = CliRunner().invoke(weft, list(arguments), obj=tool)
+        result = CliRunner().invoke(weft, list(arguments), obj=tool, input=typed)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return Said(result.exit_code, result.stdout, result.stderr)
 

@@ -279,6 +279,11 @@ def test_connect_disconnect_exists_prune(run) -> None:
     assert run("network", "disconnect", "green", "c1").code == 3
     assert run.good("network", "disconnect", "-f", "green", "c1") == ""
     assert run("network", "prune").code != 0  # asks, and nobody answers
+    run.good("network", "create", "red")
+    only = ("network", "prune", "--filter", "name=red")
+    said = run(*only, typed="n\n")
+    assert (said.code, said.err.splitlines()[-1].endswith("weft: nothing is removed")) == (1, True)
+    assert run(*only, typed="y\n").out == "red\n"
     assert run.good("network", "ls", "-q") == "blue\ngreen\n"
 
 
