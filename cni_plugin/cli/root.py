@@ -70,7 +70,12 @@ class Weft(click.Group):
         return sorted({*self.commands, *_MODULES})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return self.command_named(cmd_name) if cmd_name in _MODULES else super().get_command(ctx, cmd_name)
+        if cmd_name in _MODULES:
+            return self.command_named(cmd_name)
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            self.every_command()  # click suggests one of those that are imported
+        return found
 
     def command_named(self, name: str) -> click.Command:
         """The command of this group; raises KeyError for an unknown name."""
@@ -124,7 +129,8 @@ def _run(work: Callable[[], object]) -> int:
         return 0
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "weft"
-        return _failed(error.format_message().rstrip("."), f"see {command} --help", USAGE, error)
+        text = " ".join(error.format_message().split()).rstrip(".")
+        return _failed(text, f"see {command} --help", USAGE, error)
     except click.ClickException as error:
         return _failed(error.format_message(), "", FAILED, error)
     except (click.Abort, KeyboardInterrupt):
@@ -163,10 +169,10 @@ def _failed(message: str, hint: str, number: int, error: Exception | None) -> in
 def weft(context: click.Context) -> None:
     """Manage container networks and services.
 
-    Container runtimes call weft's CNI plugins; this command is for operators. Every command has --json,
-    and --help with an example. services, catalog and members take options as Consul's do: -name=x, and
-    usage errors exit with
-    1. A symbolic link named consul to this command provides them as well.
+    Container runtimes call weft's CNI plugins; this command is for operators. Every command has --help
+    with an example, and those that print a result have --json. The commands of Consul (services, catalog,
+    members, kv …) take options as its own do: -name=x, and their usage errors exit with status 1.
+    A symbolic link named consul to this command provides them as well.
     """
     tool = context.ensure_object(Tool)
     context.call_on_close(tool.close)

@@ -128,7 +128,7 @@ def deregister(client: ApiClient, files: tuple[str, ...], identity: str, json_ou
         fail("Service deregistration requires at least one argument or -id.")
     if files and identity:
         fail("Service deregistration requires arguments or -id, not both.")
-    found = _read(files) if files else ServiceDefinitions()
+    found = _read(files, f"weft services deregister -id={files[0]}") if files else ServiceDefinitions()
     ids = [identity] if identity else [_text(one, "id") or _text(one, "name") for one in found.services]
     for one in filter(None, ids):
         try:
@@ -207,13 +207,14 @@ def _is_name(words: tuple[str, ...]) -> bool:
     return words[0] != "-" and "/" not in words[0] and not words[0].endswith((".hcl", ".json"))
 
 
-def _read(files: tuple[str, ...]) -> ServiceDefinitions:
-    """The definitions in files; exits on an error."""
+def _read(files: tuple[str, ...], of_name: str = "") -> ServiceDefinitions:
+    """The definitions in files; exits on an error. ``of_name`` is the command for what is a service's id."""
     try:
         found = definition_files.read(files)
     except BadDefinitionFile as error:
         late = [file for file in files if file.startswith("-") and file != "-"]
-        fail(f"Error: {error}", hint=f"options go before files: {late[0]}" if late else "")
+        late_hint = f"options go before files: {late[0]}" if late else ""
+        fail(f"Error: {error}", hint=late_hint or (of_name if _is_name(files) else ""))
     for key in found.ignored:
         warn(f"ignoring {key}: not a definition of a service or check")
     return found

@@ -70,6 +70,12 @@ def test_usage_errors_are_one_line_and_a_hint(run) -> None:
         assert first.startswith("weft: ") and second.startswith("hint: see weft")
 
 
+def test_a_wrong_word_is_answered_with_a_similar_one(run) -> None:
+    assert "Did you mean 'network'?" in run("netwrok").err
+    assert "Did you mean 'inspect'?" in run("network", "inspct").err
+    assert "Choose from: bash, zsh, fish" in run("completion").err
+
+
 def test_completion_is_a_script_for_weft(run) -> None:
     for shell in ("zsh", "fish"):
         assert "_WEFT_COMPLETE" in run.good("completion", shell)

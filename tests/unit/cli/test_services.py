@@ -76,6 +76,7 @@ def test_register_with_options(agent: LabAgent) -> None:
         "lan": {"Address": "fd00::1", "Port": 81},
         "wan": {"Address": "192.0.2.1", "Port": 0},
     }
+    assert call("services", "deregister", "web-1")[2].endswith("\nhint: weft services deregister -id=web-1\n")
     assert good("services", "deregister", "-id=web-1") == "Deregistered service: web-1\n"
     assert agent.get("/v1/agent/service/web-1").status == 404
 
