@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from _socket import AF_INET, inet_pton  # without the socket module's enumerations, which take milliseconds
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
-from weft import files, wireguard
+from weft import addresses, files, wireguard
 from weft import overlay_modes as modes
 from weft.errors import Busy, StateDamaged
 from weft.identity import OVERLAY_GATEWAY6, normal_mac
@@ -269,32 +268,16 @@ def _peer(item: object, path: str, problems: Problems, vni: int) -> Peer | None:
         name, blocks = item["name"], item["blocks"]
         if not isinstance(name, str) or not isinstance(blocks, list):
             raise TypeError("name must be a string, and blocks a list")
-        parts = tuple([_subnet(_text(one)) for one in blocks])
+        parts = tuple([addresses.network(_text(one)) for one in blocks])
         keys = wireguard.parse_keys(item["keys"], vni) if item.get("keys") else ()
         ports = parse_ports(item[PORTS], parts) if item.get(PORTS) else ()
-        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu, keys, ports)
+        underlay = addresses.address(_text(item["underlay"]))
+        return Peer(name, underlay, normal_mac(_text(item["mac"])), parts, mtu, keys, ports)
     except KeyError as error:
         problems.add(f"{path} lacks the key {error.args[0]}")
     except (ValueError, TypeError) as error:
         problems.add(f"{path}: {error}")
     return None
-
-
-def _address(text: str) -> Address:
-    """``ip_address``, in a third of its time for IPv4."""
-    try:
-        return IPv4Address(inet_pton(AF_INET, text))
-    except OSError:
-        return ip_address(text)
-
-
-def _subnet(text: str) -> Subnet:
-    """``ip_network``, in half of its time for IPv4."""
-    address, _, prefix = text.partition("/")
-    try:
-        return IPv4Network((inet_pton(AF_INET, address), int(prefix)))
-    except (OSError, ValueError):
-        return ip_network(text)
 
 
 def _text(value: object) -> str:

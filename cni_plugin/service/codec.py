@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import ip_address, ip_interface, ip_network
 from json.encoder import encode_basestring_ascii
 from types import MemberDescriptorType
 from typing import cast
@@ -27,7 +26,7 @@ from typing import cast
 from cni_plugin import ops
 from cni_plugin.dataplane.tables import TABLES
 from ipam import host_local, leases, ranges
-from weft import types
+from weft import addresses, types
 from weft.kernel import values
 
 KIND = "kind"
@@ -64,9 +63,9 @@ def kinds(*classes: type) -> Kinds:
     file.
     """
     parsers: dict[str, Callable[..., object]] = {
-        "address": ip_address,
-        "interface": ip_interface,
-        "network": ip_network,
+        "address": addresses.address,
+        "interface": addresses.interface,
+        "network": addresses.network,
         "Side": types.Side,
     }
     found: dict[str, Callable[..., object]] = {each.__name__: each for each in (*classes, *ops.COMMON)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weft.kernel.netlink import tables
@@ -31,7 +31,7 @@ from weft.kernel.netlink.constants import (
     RTM_NEWTFILTER,
     RTM_SETLINK,
 )
-from weft.kernel.netlink.decoder import Decoder
+from weft.kernel.netlink.decoder import Decoder, plain_value
 from weft.kernel.netlink.encoder import encode_attributes
 from weft.kernel.netlink.message_classes import message_classes
 from weft.kernel.netlink.transport import HEADER_SIZE, type_of
@@ -147,6 +147,12 @@ def link_options(kind: str, data: bytes) -> dict[str, int | str]:
     """The numbers and strings of a kind's options (``IFLA_INFO_DATA``, or of ``bridge_slave``)."""
     layout = _ifinfmsg.ifinfo.data_map.get(kind)
     return Decoder(layout, memoryview(data), 0, {}).plain() if layout is not None else {}
+
+
+def link_option(kind: str, name: str, found: Mapping[int, bytes]) -> int | str | None:
+    """One of ``link_options``, of attributes by number; None without one."""
+    layout = _ifinfmsg.ifinfo.data_map.get(kind)
+    return plain_value(layout, name, found) if layout is not None else None
 
 
 def named(values: dict[str, int | str]) -> Attributes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from _socket import inet_ntop
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, cast
 
 from weft.kernel.netlink.constants import AF_BRIDGE, AF_INET, AF_INET6, NLA_TYPE_MASK
 
@@ -50,6 +51,25 @@ def _plain_table(layout: Any) -> dict[int, tuple[str, Any, int, Row]]:
             for number, row in table(layout).items()
         }
     return _plain_tables[layout]
+
+
+@cache
+def _plain_rows(layout: Any) -> dict[str, tuple[int, Any, int, Row]]:
+    """For ``plain_value``, by name: the number, what unpacks the value, its size, the row."""
+    return {name: (number, unpack, size, row) for number, (name, unpack, size, row) in _plain_table(layout).items()}
+
+
+def plain_value(layout: Any, name: str, found: Mapping[int, bytes]) -> int | str | None:
+    """One of the numbers and strings of ``Decoder.plain``, of attributes by number; None without one."""
+    known = _plain_rows(layout).get(name)
+    if known is None or known[0] not in found:
+        return None
+    number, unpack, size, row = known
+    data = found[number]
+    if unpack is not None and len(data) >= size:
+        return cast(int, unpack(data)[0])
+    value = Decoder(layout, memoryview(b""), 0, {})._value(row, memoryview(data))
+    return value if isinstance(value, int | str) else None
 
 
 def _number(layout: Any) -> Any:

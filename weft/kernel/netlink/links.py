@@ -193,13 +193,14 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
 
 
 class LinkOptions(Mapping[str, Any]):
-    """A link's options, decoded on first use: they are half of a message and seldom needed."""
+    """A link's options, each decoded when it is asked for: they are half of a message, and few are needed."""
 
-    __slots__ = ("_data", "_kind", "_known")
+    __slots__ = ("_attributes", "_data", "_kind", "_known")
 
     def __init__(self, kind: str, data: bytes) -> None:
         self._kind = kind
         self._data = data
+        self._attributes: Attributes | None = None
         self._known: dict[str, Any] | None = None
 
     @parses_answer
@@ -210,8 +211,18 @@ class LinkOptions(Mapping[str, Any]):
             self._known = {key: value for key, value in found.items() if not port or isinstance(value, int)}
         return self._known
 
+    @parses_answer
+    def _value(self, key: str) -> int | str | None:
+        if self._attributes is None:
+            self._attributes = parse(self._data)
+        value = codec.link_option(self._kind, key, self._attributes)
+        return value if self._kind != _PORT or isinstance(value, int) else None
+
     def __getitem__(self, key: str) -> Any:
-        return self._decode()[key]
+        value = self._value(key)
+        if value is None:
+            raise KeyError(key)
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._decode())
