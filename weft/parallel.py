@@ -16,11 +16,6 @@ _PARTS = 8  # for each process
 _NUMBER = 4  # bytes; a pipe has room for 16,000 numbers
 
 
-def shared_out(items: Sequence[_T], work: Callable[[Sequence[_T]], list[_R]], forked: Callable[[], None]) -> list[_R]:
-    """``begun``, and finished at once."""
-    return begun(items, work, forked)()
-
-
 def begun(
     items: Sequence[_T], work: Callable[[Sequence[_T]], list[_R]], forked: Callable[[], None]
 ) -> Callable[[], list[_R]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
@@ -21,7 +21,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from weft import __version__
 from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
-from weft.parallel import shared_out
+from weft.parallel import begun
 from weft.remedies import Command, NoCommand
 
 
@@ -81,13 +81,14 @@ def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
 
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
+    of_keys = _begun_of_keys(tool, networks)  # while this process reads the records
     catalog = [Finding(what, NoCommand(remedy)) for what, remedy in agents.catalog_damages()]
     nodes = [Finding(what, remedy) for what, remedy in cluster.findings()]
     docker = list(diagnosis.findings(tool.service.host.run))
     around = conditions.every(tool.service.reading_once(), agents.certificates())
     return [
         *findings.every(tool.service, abilities, networks, problems),
-        *_of_keys(tool, networks),
+        *of_keys(),
         *around,
         *_of_agent(),
         *clustered.findings(),
@@ -97,16 +98,23 @@ def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     ]
 
 
-def _of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Iterator[Finding]:
-    """Keys of weft's plugins that nothing reads."""
-    unread = shared_out(
-        networks, lambda part: [_unread_keys(tool, network) for network in part], tool.service.kernel.forked
-    )
-    for network, found in zip(networks, unread, strict=True):
-        for plugin, sentence in found:
-            what = f"network {network.name}: the plugin {plugin} {sentence}"
-            remedy = NoCommand(f"correct or remove the key in {network.path}")
-            yield Finding(what, remedy, advice=plugin != OWN_NAME)  # runtimes add keys for other plugins
+def _begun_of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Callable[[], list[Finding]]:
+    """Begin to look for keys of plugins that nothing reads; what is returned waits for the findings."""
+    finish = begun(networks, lambda part: [_unread_keys(tool, network) for network in part], tool.service.kernel.forked)
+
+    def found() -> list[Finding]:
+        # Runtimes add keys for other plugins, so for those it is advice.
+        return [
+            Finding(
+                f"network {network.name}: the plugin {plugin} {sentence}",
+                NoCommand(f"correct or remove the key in {network.path}"),
+                advice=plugin != OWN_NAME,
+            )
+            for network, unread in zip(networks, finish(), strict=True)
+            for plugin, sentence in unread
+        ]
+
+    return found
 
 
 def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
