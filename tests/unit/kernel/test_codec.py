@@ -10,6 +10,8 @@ from weft.errors import KernelRefused
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.constants import NLA_F_NESTED, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK
 from weft.kernel.netlink.decoder import Decoder
+from weft.kernel.netlink.encoder import encode_attributes
+from weft.kernel.netlink.links import LinkOptions
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.kernel.netlink.transport import pack
 
@@ -103,6 +105,25 @@ def same(decoder: Decoder, name: str, value: Any) -> None:
     assert isinstance(found, Decoder), name
     for inner in value["attrs"]:
         same(found, inner[0], inner[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("bridge", [["IFLA_BR_VLAN_FILTERING", 1], ["IFLA_BR_AGEING_TIME", 30000], ["IFLA_BR_GROUP_FWD_MASK", 8]]),
+        ("vxlan", [["IFLA_VXLAN_ID", 9], ["IFLA_VXLAN_LOCAL", "192.0.2.1"], ["IFLA_VXLAN_PORT", 4789]]),
+        ("bridge_slave", [["IFLA_BRPORT_MODE", 1], ["IFLA_BRPORT_ISOLATED", 0]]),
+        ("unknown", []),
+    ],
+)
+def test_an_option_by_itself_is_that_of_all(kind: str, options: list[Any]) -> None:
+    layout = codec._ifinfmsg.ifinfo.data_map.get(kind)
+    data = encode_attributes(layout, {}, options) if layout is not None else b""
+    found = LinkOptions(kind, data)
+    assert {name: found[name] for name in found} == dict(found) == codec.link_options(kind, data)
+    assert len(found) == len(options)
+    for name in ("br_no_such_option", "br_forward_delay", "brport_cost"):
+        assert found.get(name, "none") == "none"
 
 
 def test_a_reply_of_the_kernel_is_decoded_as_by_pyroute2() -> None:
