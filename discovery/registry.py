@@ -138,7 +138,7 @@ class Registry:
         status.
 
         ``replace_checks`` deregisters the instance's checks that are not given. Raises Taken for an id
-        that belongs to an attachment, StoreError.
+        that belongs to an attachment, or a check's to the agent, StoreError.
         """
         async with self._lock:
             if why := self._taken(instance, checks):
@@ -268,6 +268,8 @@ class Registry:
             whose = "an attachment" if there.owner else "a registration through the API"
             return f"service {instance.name} is not registered: its id {instance.id} is that of {whose}"
         for one in checks:
+            if one.id == SERF_HEALTH:
+                return f"service {instance.name} is not registered: check {SERF_HEALTH} is the agent's own"
             check = self._local.checks.get(one.id)
             if check is not None and check.service_id != instance.id and (instance.owner or self._owner_of(check)):
                 return f"service {instance.name} is not registered: check {one.id} is that of {check.service_id}"
@@ -542,14 +544,16 @@ class Registry:
         return self._local.check(self.node.name, definition, instance)
 
     def _registered_instance(self, instance_id: str) -> Instance:
+        """An instance; the agent's own is not its clients'. Raises NotRegistered."""
         found = self._instances.get(instance_id)
-        if found is None:
+        if found is None or instance_id == CONSUL_SERVICE:
             raise NotRegistered("service", instance_id)
         return found
 
     def _registered_check(self, check_id: str) -> Check:
+        """A check; the agent's own is not its clients'. Raises NotRegistered."""
         found = self._local.checks.get(check_id)
-        if found is None:
+        if found is None or check_id == SERF_HEALTH:
             raise NotRegistered("check", check_id)
         return found
 

@@ -20,7 +20,7 @@ from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import check_address, check_metadata, parse_instance
 from discovery.layout import encode, store_key
 from discovery.registry import NotRegistered, Registry
-from discovery.structs import CatalogEntry, Check, Instance, Node, Status
+from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, CatalogEntry, Check, Instance, Node, Status
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 from weft.service_options import MAX_CHECKS
 
@@ -175,6 +175,8 @@ class CatalogEndpoint:
         name = self._registry.node.name
         if not service_id and not check_id:
             raise HttpError(400, f"{name} is the local node; deregister its services, or use agent/leave")
+        if (service_id or check_id) == (CONSUL_SERVICE if service_id else SERF_HEALTH):
+            raise HttpError(400, f'"{service_id or check_id}" is the agent\'s own; use agent/leave')
         try:
             if service_id:
                 await self._registry.deregister(service_id)

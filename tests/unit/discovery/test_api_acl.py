@@ -194,6 +194,18 @@ def test_registration(acl: LabAgent) -> None:
     assert acl.put("/v1/catalog/deregister", {"Node": "ext"}, **token).status == 200
 
 
+def test_the_agents_own_service_and_check_are_nobodys(acl: LabAgent) -> None:
+    probe = {"Name": "p", "ServiceID": "consul", "HTTP": "http://127.0.0.1:1/", "Interval": "1h"}
+    node_check = {"Name": "web", "ID": "web3", "Check": {"CheckID": "serfHealth", "TTL": "1h"}}
+    before = acl.get("/v1/health/service/consul", **_token(ROOT)).json
+    for token in ({}, made(acl, 'service "web" { policy = "write" }')):
+        assert acl.put("/v1/agent/check/register", probe, **token).status == 404
+        assert acl.put("/v1/agent/service/maintenance/consul?enable=true", **token).status == 404
+        assert acl.put("/v1/agent/service/deregister/consul", **token).status == 404
+        assert acl.put("/v1/agent/service/register", node_check, **token).status in (403, 409)
+    assert acl.get("/v1/health/service/consul", **_token(ROOT)).json == before
+
+
 def test_transactions(acl: LabAgent) -> None:
     token = made(acl, 'key_prefix "app/" { policy = "write" } service "web" { policy = "write" }')
 

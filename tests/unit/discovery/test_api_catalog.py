@@ -182,6 +182,8 @@ def test_catalog_entries_for_a_node_with_an_agent_are_bound_to_its_lease(agent: 
         ("register", [], "is not an object"),
         ("deregister", {}, "Must provide node"),
         ("deregister", {"Node": "n1"}, "is the local node"),
+        ("deregister", {"Node": "N1", "ServiceID": "consul"}, "is the agent's own"),
+        ("deregister", {"Node": "n1", "CheckID": "serfHealth"}, "is the agent's own"),
     ],
 )
 def test_invalid_writes_are_refused_with_the_reason(agent: LabAgent, path: str, body: object, said: str) -> None:
