@@ -158,13 +158,12 @@ class AgentEndpoint:
         writes=True,
     )
     async def force_leave(self, request: HttpRequest) -> HttpResponse:
-        name = request.name
         request.acl.require_write("operator")
-        if name == self._registry.node.name:
-            raise HttpError(400, f"{name} is the local node; use agent/leave")
-        node = self._catalog.node(name)
+        node = self._catalog.node(request.name)
         if node is None:
-            raise HttpError(400, f"agent: No node found with name '{name[:100]}'")
+            raise HttpError(400, f"agent: No node found with name '{request.name[:100]}'")
+        if node.name == self._registry.node.name:
+            raise HttpError(400, f"{node.name} is the local node; use agent/leave")
         await deregister_node(self._store, self._catalog, node.name)
         await self._blocking.wait_for_catalog()
         return HttpResponse()

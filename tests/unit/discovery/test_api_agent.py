@@ -183,6 +183,7 @@ TTL = {"TTL": "1h"}
         ("check/update/none", {"Status": "passing"}, 404, 'Unknown check ID "none"'),
         ("force-leave/none", None, 400, "No node found with name 'none'"),
         ("force-leave/n1", None, 400, "is the local node"),
+        ("force-leave/N1", None, 400, "is the local node"),
         ("join/10.0.0.1", None, 400, "join is not supported"),
     ],
 )
