@@ -94,8 +94,8 @@ def check(found: Check) -> Json:
 
 
 def _duration(written: object) -> str:
-    """A duration as Go prints it; clients may write nanoseconds."""
-    if isinstance(written, int | float) and written:
+    """A duration as Go prints it; clients may write nanoseconds, as many as a duration has."""
+    if isinstance(written, int | float) and 0 < abs(written) < 2**63:
         return format_duration(written / 1e9)
     return str(written or "")
 

@@ -7,6 +7,7 @@ Every error names the field, its value and what is expected.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -16,6 +17,10 @@ MAX_SHOWN = 60
 """Characters of an invalid value that an error shows."""
 MAX_TEXT = 4096
 """Default limit of a string, in characters."""
+MAX_DEPTH = 64
+"""Objects and lists within each other. What is kept as it was written is later encoded within others,
+and must not then be too deep for the encoder.
+"""
 
 
 class BadField(ValueError):
@@ -27,7 +32,10 @@ def decode_json(body: bytes) -> object:
     if not body.strip():
         return None
     try:
-        found = json.loads(body.decode(), parse_constant=_reject_constant)
+        found = json.loads(
+            body.decode(), parse_constant=_reject_constant, parse_int=_integer, parse_float=_finite_number
+        )
+        _check_depth(found)
         # An escaped lone surrogate parses, but cannot be encoded again.
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -37,6 +45,33 @@ def decode_json(body: bytes) -> object:
 
 def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number")
+
+
+def _integer(text: str) -> int:
+    """An integer that clients can decode, too."""
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{text[:MAX_SHOWN]} is out of range")
+    return number
+
+
+def _finite_number(text: str) -> float:
+    """A number that can be written as JSON again: 1e999 is read as infinity."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:MAX_SHOWN]} is out of range")
+    return number
+
+
+def _check_depth(found: object) -> None:
+    """Raise ValueError if more than MAX_DEPTH objects and lists are within each other."""
+    level = [found]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [part for each in inner for part in each]
+        if not inner:
+            return
+    raise ValueError(f"more than {MAX_DEPTH} objects and lists within each other")
 
 
 class Fields:

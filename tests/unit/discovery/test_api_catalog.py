@@ -194,6 +194,17 @@ def test_invalid_writes_are_refused_with_the_reason(agent: LabAgent, path: str, 
 
 
 @pytest.mark.parametrize(
+    "interval", ["1e999", "1" + "0" * 400, "[" * 976 + "]" * 976, "[" * 978 + "]" * 978, "1e300", "9" * 20]
+)
+def test_no_definition_of_a_check_can_break_the_lists_that_it_is_in(agent: LabAgent, interval: str) -> None:
+    text = '{"Node": "odd", "Address": "192.0.2.1", "Check": {"Name": "odd", "Definition": {"Interval": %s}}}'
+    agent.put("/v1/catalog/register", (text % interval).encode())
+    for path in ("state/any", "node/odd"):
+        assert agent.get(f"/v1/health/{path}").status == 200
+    agent.put("/v1/catalog/deregister", {"Node": "odd"})
+
+
+@pytest.mark.parametrize(
     ("path", "said"),
     [
         ("/v1/health/service/", "Missing service name"),

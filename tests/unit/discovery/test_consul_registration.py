@@ -117,7 +117,22 @@ def test_invalid_registrations_are_refused_with_the_reason(found: object, said: 
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"\xff", b'"\\ud800"', b"NaN", b"[" * 100_000, b"1" * 5000, b'{"a": Infinity}', b"{} {}"]
+    "body",
+    [
+        b"{",
+        b"\xff",
+        b'"\\ud800"',
+        b"NaN",
+        b"[" * 100_000,
+        b"1" * 5000,
+        b'{"a": Infinity}',
+        b"{} {}",
+        b'{"a": 1e999}',
+        b"-1e999",
+        b'[{"a": 18446744073709551616}]',
+        b"-9223372036854775809",
+        b'{"a": %b}' % (b"[" * 64 + b"]" * 64),
+    ],
 )
 def test_invalid_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadField, match="invalid JSON"):
@@ -127,6 +142,8 @@ def test_invalid_json_is_refused(body: bytes) -> None:
 def test_an_empty_body_is_an_empty_object() -> None:
     assert decode_json(b" \n") is None
     assert decode_json(b'{"a": "\\u00fc"}') == {"a": "ü"}
+    assert decode_json(b"[18446744073709551615, -9223372036854775808, 1.5e300]") == [2**64 - 1, -(2**63), 1.5e300]
+    assert decode_json(b"[" * 64 + b"]" * 64) is not None
 
 
 def test_of_alternative_field_names_the_first_present_counts() -> None:
