@@ -19,6 +19,7 @@ from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from discovery.structs import (
+    MAX_TTL,
     CatalogEntry,
     Check,
     CheckDefinition,
@@ -269,9 +270,11 @@ def _integer(value: object) -> int:
     return value
 
 
-def _seconds(value: object) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"{value!r} is not a number")
+def _ttl(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TTL:
+        raise ValueError(f"{value!r} is not a TTL")
     return value
 
 
@@ -323,7 +326,7 @@ _QUERY = _readers(
     node_meta=_strings,
     service_meta=_strings,
     failover=_object,
-    ttl=_seconds,
+    ttl=_ttl,
 )
 _CHECK = _readers(Check, status=_status, service_tags=_words, definition=_object)
 _BUILDERS: dict[str, Callable[[object, Entry], CatalogEntry]] = {

@@ -35,6 +35,8 @@ SERVICE_MAINT_PREFIX = "_service_maintenance:"
 """Ids of maintenance checks; the second is followed by the service id."""
 NETWORK_META = "network"
 """The metadata key of an attachment's instances that has their network."""
+MAX_TTL = 2**31 - 1
+"""Of a DNS record, in seconds. Source: RFC 2181 section 8."""
 CONSUL_SERVICE = "consul"
 """The service that every agent registers: its HTTP API. Many clients expect it."""
 

@@ -20,11 +20,12 @@ from cluster.local import Files, Local
 from discovery.api.settings import AclSettings, TlsSettings
 from discovery.api.settings import HttpSettings as Serving
 from discovery.balancer.settings import BalancerSettings, Mode
-from discovery.consul.durations import parse_duration
+from discovery.consul.durations import MAX_SECONDS, parse_duration
 from discovery.dns.codec import DEFAULT_UDP_SIZE, encode_name
 from discovery.dns.settings import DnsSettings as Naming
 from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
+from discovery.structs import MAX_TTL
 from store.etcd.settings import EtcdSettings
 from weft import configuration, uplink
 from weft.errors import ConfigProblem, StateDamaged
@@ -329,7 +330,7 @@ def _naming(section: Section, datacenter: str, node: str) -> Naming | None:
 
 
 def _ttl(section: Section, key: str, value: object) -> int:
-    return int(_seconds(section, key, value))
+    return int(_seconds(section, key, value, most=MAX_TTL))
 
 
 def _balancing(section: Section, node: str) -> BalancerSettings | None:
@@ -375,11 +376,14 @@ def _places(section: Section, key: str, usual: tuple[str, ...], port: int) -> li
     return found
 
 
-def _seconds(section: Section, key: str, value: object, usual: float = 0.0) -> float:
+def _seconds(section: Section, key: str, value: object, usual: float = 0.0, most: float = MAX_SECONDS) -> float:
     if value is None:
         return usual
     try:
-        return parse_duration(str(value))
+        seconds = parse_duration(str(value))
+        if not 0 <= seconds <= most:
+            raise ValueError(f"{value} must be 0s to {most:.0f}s")
+        return seconds
     except ValueError as error:
         section.problems.add(f"{section.at(key)}: {error}")
         return usual

@@ -19,7 +19,7 @@ from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.sessions import SessionManager
 from discovery.layout import encode, store_key
 from discovery.prepared_queries import PREFIX_MATCH, VARIABLE, VARIABLES, execute, find_query
-from discovery.structs import Node, PreparedQuery
+from discovery.structs import MAX_TTL, Node, PreparedQuery
 from store import Store
 
 MAX_QUERIES = 10_000
@@ -206,7 +206,7 @@ def _parse(fields: Fields, query_id: str) -> PreparedQuery:
         near=service.name("Near"),
         node_meta=service.string_map("NodeMeta"),
         service_meta=service.string_map("ServiceMeta"),
-        ttl=dns.duration("TTL") if dns.text("TTL") else None,
+        ttl=_ttl(dns),
         failover=failover,
         session=fields.text("Session"),
     )
@@ -214,6 +214,15 @@ def _parse(fields: Fields, query_id: str) -> PreparedQuery:
         service.invalid("Connect", True, "is not supported: weft has no Connect")
     template = fields.object_("Template")
     return _with_template(query, template) if template is not None and template.text("Type") else query
+
+
+def _ttl(dns: Fields) -> float | None:
+    """The TTL of DNS, in seconds; None without one. Raises BadField."""
+    text = dns.text("TTL")
+    seconds = dns.duration("TTL")
+    if not 0 <= seconds <= MAX_TTL:
+        dns.invalid("TTL", text, f"must be 0s to {MAX_TTL}s")
+    return seconds if text else None
 
 
 def _with_template(query: PreparedQuery, template: Fields) -> PreparedQuery:

@@ -1,4 +1,4 @@
-"""``[store]`` of weft.toml: the etcd cluster of the catalog."""
+"""``[store]`` of weft.toml, the etcd cluster of the catalog; and times in any section."""
 
 from __future__ import annotations
 
@@ -62,3 +62,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigProblem) as caught:
         read(tmp_path, text + "\n")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[dns]\nnode_ttl = "-5s"',
+        '[dns]\nnetwork_ttl = "600000h"',
+        '[dns]\nservice_ttl = {web = "-1ms"}',
+        '[balancer]\ndrain = "-1s"',
+    ],
+)
+def test_a_time_that_cannot_be_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigProblem, match=r"must be 0s to \d+s"):
+        read(tmp_path, text)

@@ -11,6 +11,8 @@ import pytest
 
 from discovery.api import disabled_endpoint
 from discovery.consul import events
+from discovery.layout import encode, store_key
+from discovery.structs import PreparedQuery
 from lab.agent import LabAgent, Waiting, until
 
 
@@ -165,11 +167,22 @@ def test_the_nearest_come_first(agent: LabAgent) -> None:
             "unknown variable 'match(1)'; known are name.full",
         ),
         ({"Service": {"Service": "x"}, "DNS": {"TTL": "soon"}}, 'TTL: "soon" is not a duration'),
+        ({"Service": {"Service": "x"}, "DNS": {"TTL": "-1s"}}, 'TTL: "-1s" must be 0s to 2147483647s'),
+        ({"Service": {"Service": "x"}, "DNS": {"TTL": "600000h"}}, 'TTL: "600000h" must be 0s to 2147483647s'),
     ],
 )
 def test_bad_queries_are_refused(agent: LabAgent, query: dict[str, Any], said: str) -> None:
     found = agent.put("/v1/query", query)
     assert found.status == 400 and said in found.text, found.text
+
+
+def test_a_stored_query_whose_ttl_dns_cannot_have_is_none(agent: LabAgent) -> None:
+    for ttl in (-1.0, 2.0**31):
+        query = PreparedQuery("odd", "odd", "geo-db", ttl=ttl)
+        agent.call(agent.store.put(store_key(query), encode(query)))
+        until(lambda query=query: store_key(query) in agent.catalog.undecodable)
+        assert agent.get("/v1/query").json == []
+        agent.request("DELETE", "/v1/query/odd")
 
 
 # What is not there
