@@ -20,6 +20,8 @@ Topic = tuple[str, str]
 
 SERVICES: Topic = ("services", "")
 """The list of all services with their tags."""
+INSTANCES: Topic = ("instances", "")
+"""All instances of all services, with all that is registered of them."""
 NODES: Topic = ("nodes", "")
 CHECKS: Topic = ("checks", "")
 VIRTUALS: Topic = ("virtuals", "")
@@ -267,7 +269,7 @@ class Catalog:
         named = ((kind, name) for name in self._by_service for kind in ("service", "health"))
         nodes = ((kind, name) for name in self._nodes for kind in ("node", "node checks"))
         virtuals = map(virtual, self._virtuals_by_service)
-        self._note(revision, {SERVICES, NODES, CHECKS, VIRTUALS, QUERIES, *named, *nodes, *virtuals})
+        self._note(revision, {SERVICES, INSTANCES, NODES, CHECKS, VIRTUALS, QUERIES, *named, *nodes, *virtuals})
 
     def apply(self, batch: Batch) -> None:
         """Apply the changes of one revision, then wake waiters and call listeners."""
@@ -341,7 +343,7 @@ class Catalog:
         if not here:
             del self._by_node[node_name]
         self._reindex_address(instance_key, old.address if old else "", new.address if new else "")
-        yield from (service(name), health(name), node(node_name))
+        yield from (service(name), health(name), node(node_name), INSTANCES)
         if (old.tags if old else None) != (new.tags if new else None):
             yield SERVICES
 

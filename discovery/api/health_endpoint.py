@@ -24,7 +24,7 @@ from discovery.api.query_options import (
 )
 from discovery.api.router import HttpResponse, endpoint
 from discovery.api.visibility import visible_checks, visible_health, visible_instances, visible_names, visible_nodes
-from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
+from discovery.catalog import CHECKS, INSTANCES, NODES, SERVICES, Catalog, Topic
 from discovery.structs import CONSUL_SERVICE, Check, Instance, Node, Status
 
 CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "peer", "pretty")
@@ -72,7 +72,7 @@ class HealthEndpoint:
                 found = {CONSUL_SERVICE: [], **{name: list(tags) for name, tags in self._catalog.services().items()}}
             return visible_names(request, "service", found)
 
-        topics_ = (SERVICES, NODES) if request.has("node-meta") or request.get("filter") else (SERVICES,)
+        topics_ = (INSTANCES, NODES) if request.has("node-meta") or request.get("filter") else (SERVICES,)
         return await self._serve("services", request, topics_, build)
 
     def _filtered_services(self, request: HttpRequest) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from discovery.api.health_endpoint import BLOCKING_PARAMETERS
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.api.visibility import visible_checks, visible_health, visible_instances, visible_nodes
-from discovery.catalog import CHECKS, NODES, SERVICES, Catalog
+from discovery.catalog import CHECKS, INSTANCES, NODES, Catalog
 from discovery.structs import Health, Node, Status
 
 
@@ -44,7 +44,7 @@ class InternalEndpoint:
             return [self._summary(name, found[name]) for name in sorted(found) if found[name]]
 
         key = ("ui services", request.get("peer"), request.has("pretty"))
-        return await self._blocking.serve(request, key, (SERVICES, NODES, CHECKS), build)
+        return await self._blocking.serve(request, key, (INSTANCES, NODES, CHECKS), build)
 
     def _summary(self, name: str, found: tuple[Health, ...]) -> serialize.Json:
         """An instance counts once, in its worst state, as Consul's UI shows it."""
@@ -82,7 +82,7 @@ class InternalEndpoint:
             return [] if request.get("peer") else [self._node_json(request, one) for one in nodes]
 
         key = ("ui nodes", request.get("peer"), request.has("pretty"))
-        return await self._blocking.serve(request, key, (SERVICES, NODES, CHECKS), build)
+        return await self._blocking.serve(request, key, (INSTANCES, NODES, CHECKS), build)
 
     def _node_json(self, request: HttpRequest, node: Node) -> serialize.Json:
         instances = visible_instances(request, self._catalog.node_instances(node.name))

@@ -33,6 +33,24 @@ def test_a_change_wakes_a_blocking_query(agent: LabAgent, web: str) -> None:
     assert found.json[0]["Checks"][0]["Status"] == "critical"
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/catalog/services?filter=ServicePort==81", "/v1/catalog/services?filter=ServiceMeta.v==2"]
+)
+def test_a_list_of_services_follows_what_its_filter_is_about(agent: LabAgent, web: str, path: str) -> None:
+    before = agent.get(path)
+    assert before.json == {}
+    waiting = Waiting(agent, f"{path}&index={before.index}&wait=60s")
+    register(agent, "web", Tags=["v1"], Port=81, Meta={"v": "2"})
+    assert waiting.reply().json == agent.get(path).json == {"web": ["v1"]}
+
+
+def test_a_list_of_nodes_follows_their_instances(agent: LabAgent, web: str) -> None:
+    path = "/v1/internal/ui/nodes"
+    assert [one["Port"] for one in agent.get(path).json[0]["Services"] if one["ID"] == "web"] == [0]
+    register(agent, "web", Tags=["v1"], Port=81)
+    assert [one["Port"] for one in agent.get(path).json[0]["Services"] if one["ID"] == "web"] == [81]
+
+
 def test_a_query_with_an_old_index_returns_at_once(agent: LabAgent, web: str) -> None:
     before = agent.get(web)
     agent.put("/v1/agent/check/warn/service:web")
