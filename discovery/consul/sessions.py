@@ -22,13 +22,14 @@ from discovery.consul.json_fields import Fields
 from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, decode_pair, encode_pair
 from discovery.layout import HOSTS, session_key, split_key, store_key
 from discovery.structs import SERF_HEALTH, Check, Status
-from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Range, Store, StoreError
+from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Range, Store, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
 RELEASE_BATCH = 30
 """Keys released in one transaction."""
 MAX_ATTEMPTS = 100
+"""Transactions that fail because a key was written meanwhile, before giving up."""
 _PASSED = -1
 """In place of the lease of a lock delay that has passed."""
 TTL_MULTIPLIER = 2.0
@@ -245,7 +246,8 @@ class SessionManager:
         """
         also = list(also)
         lease: dict[float, int] = {}
-        for _ in range(MAX_ATTEMPTS):
+        failures = 0
+        while failures < MAX_ATTEMPTS:
             locks = (await self._store.range(f"{LOCK_PREFIX}{session_id}/", limit=RELEASE_BATCH)).entries
             if not locks and not also:
                 return
@@ -258,11 +260,14 @@ class SessionManager:
             except LeaseGone:
                 # A lock delay may be shorter than the time to write it (Patroni's is 1 ms): it has passed.
                 lease = dict.fromkeys(lease, _PASSED)
+                done = False
+            if not done:
+                failures += 1
                 continue
-            if done:
-                also = []
-                if len(locks) < RELEASE_BATCH:
-                    return
+            also = []
+            if len(locks) < RELEASE_BATCH:
+                return
+        raise Unavailable(f"locks of session {session_id} were not released", hint="too many concurrent writes to them")
 
     async def _release_key(
         self,

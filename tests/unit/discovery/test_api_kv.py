@@ -12,6 +12,7 @@ import consul
 import pytest
 
 from discovery.api.settings import MAX_VALUE_BYTES
+from discovery.consul import sessions
 from lab.agent import LabAgent, Waiting, until
 from store import LeaseGone, Put
 
@@ -213,6 +214,18 @@ def test_a_session_ends_with_its_check(agent: LabAgent, client: consul.Consul) -
     until(lambda: client.session.info(session)[1] is None)
     until(lambda: "Session" not in client.kv.get("job")[1])
     client.agent.check.deregister("job")
+
+
+def test_a_session_with_more_locks_than_attempts_releases_all(
+    agent: LabAgent, client: consul.Consul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "RELEASE_BATCH", 2)
+    monkeypatch.setattr(sessions, "MAX_ATTEMPTS", 3)
+    session = client.session.create(lock_delay=0)
+    for number in range(40):
+        assert client.kv.put(f"many/{number}", "x", acquire=session)
+    assert client.session.destroy(session)
+    assert not any("Session" in one for one in client.kv.get("many/", recurse=True)[1])
 
 
 def test_sessions_are_listed(agent: LabAgent, client: consul.Consul) -> None:
