@@ -228,6 +228,18 @@ def test_a_session_with_more_locks_than_attempts_releases_all(
     assert not any("Session" in one for one in client.kv.get("many/", recurse=True)[1])
 
 
+def test_a_session_of_a_node_without_an_agent(agent: LabAgent, client: consul.Consul) -> None:
+    agent.put("/v1/catalog/register", {"Node": "ext", "Address": "192.0.2.1"})
+    reply = agent.put("/v1/session/create", {"Node": "ext"})
+    assert (reply.status, reply.text) == (400, "Missing check 'serfHealth' registration")
+    session = agent.put("/v1/session/create", {"Node": "ext", "NodeChecks": []}).json["ID"]
+    agent.put("/v1/agent/check/register", {"Name": "c", "TTL": "1h"})
+    assert agent.get(f"/v1/session/info/{session}").json[0]["Node"] == "ext"
+    agent.put(f"/v1/session/destroy/{session}")
+    agent.put("/v1/agent/check/deregister/c")
+    agent.put("/v1/catalog/deregister", {"Node": "ext"})
+
+
 def test_sessions_are_listed(agent: LabAgent, client: consul.Consul) -> None:
     session = client.session.create("mine", ttl=3600, lock_delay=30)
     found = client.session.info(session)[1]
