@@ -34,7 +34,9 @@ class Headers(Mapping[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An accepted connection. ``client`` is its address, or "unix"; ``is_local``: on the unix socket."""
+    """An accepted connection. ``client`` is a user of this host (``uid 0``), else its address or "unix";
+    ``is_local``: on the unix socket.
+    """
 
     caller: Caller
     client: str

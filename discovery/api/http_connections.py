@@ -1,6 +1,7 @@
 """Limits on HTTP connections: number, per client, and time for a request header.
 
-When full, the longest idle connection is closed; blocking queries are not idle.
+When full, the longest idle connection is closed; blocking queries are not idle. Without an idle one it is
+the oldest of the client that has most, for a client that has fewer: none can keep the others out.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _ConnectionOptions(TypedDict, total=False):
 
 
 class HttpConnection(web.RequestHandler):
-    """A connection. ``client`` is its address, or "unix"; ``idle_since`` is None during a request,
+    """A connection. ``client`` is as in exchange.Connection; ``idle_since`` is None during a request,
     ``request_started`` the arrival of its first byte.
     """
 
@@ -125,16 +126,22 @@ class HttpConnections(web.Server):
             del self._per_client[handler.client]
 
     def _make_room(self, client: str) -> bool:
-        """Whether a connection is accepted, closing the longest idle one if full."""
+        """Whether a connection is accepted, closing another one if full."""
         of_peer = self._per_client[client] >= self._settings.connections_of_peer
         if not of_peer and len(self._open) < self._settings.connections:
             return True
         idle = [one for one in self._open if one.idle_since is not None and (one.client == client or not of_peer)]
-        if not idle:
+        if idle:
+            self._refused.add(1, "idle")
+            self._abort(min(idle, key=lambda one: one.idle_since or 0.0))
+            return True
+        if of_peer:
             return False
-        oldest = min(idle, key=lambda one: one.idle_since or 0.0)
-        self._refused.add(1, "idle")
-        self._abort(oldest)
+        most = max(self._per_client.values())
+        if most <= self._per_client[client]:
+            return False
+        self._refused.add(1, "too many")
+        self._abort(next(one for one in self._open if self._per_client[one.client] == most))
         return True
 
     def _abort(self, handler: HttpConnection) -> None:

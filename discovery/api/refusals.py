@@ -21,7 +21,7 @@ class Refusals:
 
     def note(self, connection: Connection, what: str, error: str, started: float) -> None:
         """A request to an endpoint was refused, which came at ``started`` of the monotonic clock."""
-        who = connection.client if connection.caller.uid is None else f"uid {connection.caller.uid}"
+        who = connection.client
         now = time.monotonic()
         if now - self._last.get((who, what), now - SECONDS) < SECONDS:
             return

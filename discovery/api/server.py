@@ -174,9 +174,11 @@ class ApiServer:
         """Ask the kernel whose connection it is, before anything of it is read."""
         assert self._callers is not None
         is_local = sock.family == socket.AF_UNIX
-        client = "unix" if is_local else _address(sock)
+        caller = self._callers.identify(sock)
+        # A user of this host is one client, whatever address of loopback it connects from.
+        client = f"uid {caller.uid}" if caller.uid is not None else "unix" if is_local else _address(sock)
         has_tls = is_remote and self._settings.tls is not None
-        return self._front.open(sock, Connection(self._callers.identify(sock), client, is_local, has_tls))
+        return self._front.open(sock, Connection(caller, client, is_local, has_tls))
 
     async def stop(self) -> None:
         """Stop: pending writes are completed, blocking queries are cut off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ import pytest
 from discovery.api.disabled_endpoint import routes as disabled_routes
 from discovery.api.settings import HttpSettings
 from discovery.structs import Node
-from lab.agent import LabAgent
+from lab.agent import LabAgent, until
 from weft.kernel.netlink.sock_diag import SocketOwners
 
 NOBODY, DAEMON, READER = 65534, 1, 64999
@@ -173,3 +174,43 @@ def test_a_caller_that_the_kernel_does_not_know_is_refused(guarded: LabAgent, mo
     monkeypatch.setattr(SocketOwners, "owner", lambda self, peer, own: None)
     reply = guarded.get("/v1/catalog/nodes")
     assert reply.status == 403 and "no open socket of this host" in reply.text
+
+
+@contextlib.contextmanager
+def waiting(agent: LabAgent, number: int, source: str) -> Iterator[None]:
+    """Blocking queries of user nobody, from an address of loopback."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(write)
+            os.setgroups([])
+            os.setuid(NOBODY)
+            opened = [
+                socket.create_connection((agent.host, agent.port), source_address=(source, 0)) for _ in range(number)
+            ]
+            for one in opened:
+                one.sendall(b"GET /v1/catalog/nodes?index=1000000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            os.read(read, 1)
+        finally:
+            os._exit(0)
+    os.close(read)
+    try:
+        until(lambda: agent.parked() == number)
+        yield
+    finally:
+        os.close(write)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(("connections", "source"), [(8, "127.0.0.1"), (4, "127.0.0.5")])
+def test_a_user_does_not_keep_others_out(tmp_path: Path, connections: int, source: str) -> None:
+    settings = HttpSettings(listen=("127.0.0.1:0",), connections=connections, connections_of_peer=4)
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
+    try:
+        with waiting(agent, 4, source):
+            assert agent.get("/v1/kv/?keys").status == 200
+            assert agent.put("/v1/kv/a", b"x").status == 200
+            until(lambda: agent.parked() == min(4, connections - 1))
+    finally:
+        agent.stop()
