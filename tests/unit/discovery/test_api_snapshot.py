@@ -69,12 +69,14 @@ def test_a_snapshot_is_restored(filled: LabAgent) -> None:
     assert agent.get("/v1/kv/?recurse").json == before  # nothing to change, not even an index
 
 
-def archive(**files: bytes) -> bytes:
+def archive(sparse: str = "", **files: bytes) -> bytes:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w:gz") as made:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
+            if name == sparse:
+                member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(2**20)}
             made.addfile(member, io.BytesIO(content))
     return written.getvalue()
 
@@ -87,6 +89,7 @@ def damaged(good: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "truncated", good[:-20], "truncated"
     yield "not tar", gzip.compress(b"x" * 2000), "not a tar archive"
     yield "a file is missing", archive(**{"meta.json": b"{}"}), "has no"
+    yield "sparse", archive("state.bin", **files), "unexpected file 'state.bin'"
     yield "another file", archive(**files, passwd=b""), "unexpected file"
     yield "state changed", archive(**{**files, "state.bin": files["state.bin"] + b"\n"}), "does not match its digest"
     for name, key in (
