@@ -56,7 +56,7 @@ def execute(catalog: Catalog, query: PreparedQuery, near: str = "") -> list[Heal
     """The healthy instances that a query finds, in random order, those of the node ``near`` first."""
     found = [one for one in catalog.health_of_any_case(query.service) if _matches(query, one)]
     random.shuffle(found)
-    return sorted(found, key=lambda one: one.node.name != near) if near else found
+    return sorted(found, key=lambda one: one.node.name.lower() != near.lower()) if near else found
 
 
 def _matches(query: PreparedQuery, one: Health) -> bool:

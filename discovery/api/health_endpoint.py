@@ -212,13 +212,15 @@ class HealthEndpoint:
     async def node_checks(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
         node = self._catalog.node(name)
-        real = node.name if node is not None else name
 
         def build() -> object:
-            checks = visible_checks(request, self._catalog.node_checks(real))
+            found = self._catalog.node(name)
+            checks = visible_checks(request, self._catalog.node_checks(found.name if found is not None else name))
             return apply_filter([serialize.check(one) for one in checks], request, schemas.CHECK)
 
-        return await self._serve("node checks", request, (topics.node_checks(real),), build)
+        # A node that does not exist yet may come under another spelling.
+        topics_ = (topics.node_checks(node.name),) if node is not None else (CHECKS,)
+        return await self._serve("node checks", request, topics_, build)
 
     @endpoint(
         "GET",

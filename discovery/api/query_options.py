@@ -77,8 +77,8 @@ def sort_near(found: Iterable[Item], request: HttpRequest, own: str, node_of: Ca
     name = request.get("near")
     if not name:
         return items
-    first = own if name == "_agent" else name
-    return sorted(items, key=lambda item: node_of(item) != first)
+    first = (own if name == "_agent" else name).lower()
+    return sorted(items, key=lambda item: node_of(item).lower() != first)
 
 
 def select_instances(instances: Sequence[Health], request: HttpRequest, own: str, *, passing: bool) -> list[Health]:

@@ -44,6 +44,15 @@ def test_a_list_of_services_follows_what_its_filter_is_about(agent: LabAgent, we
     assert waiting.reply().json == agent.get(path).json == {"web": ["v1"]}
 
 
+def test_the_checks_of_a_node_that_comes_under_another_spelling(agent: LabAgent) -> None:
+    path = "/v1/health/node/LATE"
+    waiting = Waiting(agent, f"{path}?index={agent.get(path).index}&wait=60s")
+    agent.put("/v1/catalog/register", {"Node": "late", "Address": "192.0.2.1"})
+    agent.put("/v1/catalog/register", {"Node": "late", "SkipNodeUpdate": True, "Check": {"Name": "up"}})
+    assert [one["CheckID"] for one in waiting.reply().json] == ["up"]
+    agent.put("/v1/catalog/deregister", {"Node": "late"})
+
+
 def test_a_list_of_nodes_follows_their_instances(agent: LabAgent, web: str) -> None:
     path = "/v1/internal/ui/nodes"
     assert [one["Port"] for one in agent.get(path).json[0]["Services"] if one["ID"] == "web"] == [0]

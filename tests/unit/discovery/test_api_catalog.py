@@ -67,6 +67,7 @@ def test_catalog_and_health_list_instances_in_the_same_order(agent: LabAgent) ->
         ("node-meta=rack:b", ["a", "c"]),
         ("node-meta=rack:b&node-meta=none:x", []),
         ("near=x2", ["b", "here", "a", "c"]),
+        ("near=X2", ["b", "here", "a", "c"]),
         ("near=_agent", ["here", "a", "c", "b"]),
         ("filter=Service.Port%20%3D%3D%2082", ["b"]),
         ('filter="blue"+in+Service.Tags+and+Checks.Status+!=+critical', ["a", "b"]),

@@ -144,7 +144,7 @@ def test_the_nearest_come_first(agent: LabAgent) -> None:
         far = {"Node": name, "Address": "192.0.2.9", "Service": {"Service": "geo-db"}}
         assert agent.put("/v1/catalog/register", far).status == 200
     query = create(agent, Service={"Service": "geo-db", "Near": "_agent"})
-    for near, first in (("", {"n1"}), ("?near=z9", {"z9"}), ("?near=_agent", {"n1"})):
+    for near, first in (("", {"n1"}), ("?near=z9", {"z9"}), ("?near=Z9", {"z9"}), ("?near=_agent", {"n1"})):
         nodes = [agent.get(f"/v1/query/{query}/execute{near}").json["Nodes"][0]["Node"]["Node"] for _ in range(10)]
         assert set(nodes) == first
     for name in ("a0", "z9"):
