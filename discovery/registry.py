@@ -86,6 +86,8 @@ class Registry:
         self._port = port
         self._lease_seconds = lease_seconds
         self._publication = Publication(node.name, local, shared, lease_seconds)
+        self.changed = asyncio.Event()
+        """Is set, and replaced by another, when an instance has been registered or deregistered."""
         self._instances: dict[str, Instance] = {}
         self._local = LocalChecks()
         self._unsaved: dict[str, None] = {}
@@ -332,6 +334,7 @@ class Registry:
         persisted += [operation for check in stale for operation in self._forget_check(check.id)]
         await self._write(persisted, published, removed)
         self._instances[instance.id] = instance
+        self._notify()
         for check in stale:
             self._drop_check(check.id)
         self._add_checks(checks, definitions)
@@ -346,8 +349,13 @@ class Registry:
         if instance.owner and last:
             await self._publication.write((), [self._publication.withdraw(instance.name, instance.network)])
         del self._instances[instance.id]
+        self._notify()
         for check in checks:
             self._drop_check(check.id)
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     # Life cycle
 

@@ -8,15 +8,14 @@ import json
 from collections.abc import Sequence
 from typing import TypedDict
 
-from discovery import catalog as topics
 from discovery.api import schemas, serialize
 from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
+from discovery.api.kvs_endpoint import wait_event
 from discovery.api.query_options import apply_filter
 from discovery.api.router import TEXT, HttpResponse, endpoint
 from discovery.api.visibility import visible_checks, visible_instances
-from discovery.catalog import Catalog
 from discovery.registry import Registry
 from discovery.structs import Check, Instance, worst_status
 
@@ -34,8 +33,7 @@ class ServiceHealth(TypedDict):
 class AgentServicesEndpoint:
     """Handlers that read the local registry."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, blocking_queries: BlockingQueries) -> None:
-        self._catalog = catalog
+    def __init__(self, registry: Registry, blocking_queries: BlockingQueries) -> None:
         self._registry = registry
         self._blocking = blocking_queries
 
@@ -64,9 +62,8 @@ class AgentServicesEndpoint:
         _, wait = request.blocking_options()
         clock = asyncio.get_running_loop().time
         end = clock() + wait
-        topic = topics.node(node.name)
         while True:
-            seen = self._catalog.changed(topic)
+            changed = self._registry.changed  # the catalog may tell before the registry has it
             instance = self._registry.instances().get(request.name)
             if instance is None:
                 raise HttpError(404, f"unknown service ID: {request.name}")
@@ -76,7 +73,7 @@ class AgentServicesEndpoint:
             if request.get("hash") != digest or clock() >= end:
                 body = encode_json({**found, "ContentHash": digest}, request)
                 return HttpResponse(body, headers={"X-Consul-ContentHash": digest})
-            await self._blocking.block(self._catalog.wait((topic,), seen, end - clock()))
+            await self._blocking.block(wait_event(changed, end - clock()))
 
     @endpoint(
         "GET",

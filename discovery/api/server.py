@@ -115,7 +115,7 @@ class ApiServer:
         acls = AclWriter(store, self._changes, enabled=acl.enabled)
         endpoints = (
             AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave),
-            AgentServicesEndpoint(catalog, registry, blocking_queries),
+            AgentServicesEndpoint(registry, blocking_queries),
             AgentRegisterEndpoint(registry, blocking_queries, scripts=settings.scripts),
             HealthEndpoint(catalog, node, blocking_queries),
             CatalogEndpoint(catalog, registry, store, blocking_queries),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import consul
 import pytest
 
@@ -148,6 +151,25 @@ def test_a_blocking_query_by_hash(agent: LabAgent, client: consul.Consul) -> Non
     client.agent.service.deregister("w1")
     client.agent.service.deregister("o1")
     assert (gone.reply().status, gone.reply().text) == (404, "unknown service ID: w1")
+
+
+def test_a_blocking_query_by_hash_where_the_catalog_is_ahead(
+    agent: LabAgent, client: consul.Consul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store on another host a change may be seen before its transaction is answered."""
+    client.agent.service.register("w", "w1", port=1)
+    digest = agent.get("/v1/agent/service/w1").headers["X-Consul-ContentHash"]
+    write = agent.registry._write
+
+    async def written_slowly(*values: Any) -> None:
+        await write(*values)
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(agent.registry, "_write", written_slowly)
+    waiting = Waiting(agent, f"/v1/agent/service/w1?hash={digest}&wait=60s")
+    client.agent.service.register("w", "w1", port=2)
+    assert waiting.reply().json["Port"] == 2
+    client.agent.service.deregister("w1")
 
 
 TTL = {"TTL": "1h"}
