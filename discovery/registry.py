@@ -159,7 +159,7 @@ class Registry:
         async with self._lock:
             instance = self._registered_instance(definition.service_id) if definition.service_id else None
             there = self._local.checks.get(definition.id)
-            if there is not None and there.service_id != definition.service_id and self._owner_of(there):
+            if there is not None and self._owner_of(there) and not self._is_clients(there, definition.service_id):
                 raise Taken(f"check {definition.id} is that of {there.service_id}, a service of an attachment")
             check = self._check(definition, instance)
             await self._write([self._persist_check(definition)], [check])
@@ -564,6 +564,11 @@ class Registry:
         if found is None or check_id == SERF_HEALTH:
             raise NotRegistered("check", check_id)
         return found
+
+    def _is_clients(self, check: Check, service_id: str) -> bool:
+        """Whether a check of an attachment's instance was registered by a client, for this instance."""
+        known = self._local.definitions.get(check.id)
+        return check.service_id == service_id and known is not None and not known.netns
 
     def _owner_of(self, check: Check) -> str:
         instance = self._instances.get(check.service_id)

@@ -110,6 +110,27 @@ def test_registrations_survive_a_restart(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_check_that_a_container_brings_is_not_replaced(tmp_path: Path) -> None:
+    own = CheckDefinition("service:db-1", "own", "ttl", "db-1", ttl=60.0, netns="/run/netns/db")
+    further = CheckDefinition("further", "further", "ttl", "db-1", ttl=60.0)
+
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.offer("owner", [(Instance("", "db-1", "db", "192.0.2.11", 5432), [own])])
+            for definition in (replace(own, netns=""), replace(further, id=own.id)):
+                with pytest.raises(Taken):
+                    await parts.registry.register_check(definition)
+            for _ in range(2):
+                await parts.registry.register_check(further)
+                await parts.registry.maintenance(True, instance_id="db-1")
+        async with running(tmp_path) as parts:
+            await parts.registry.register_check(further)
+            with pytest.raises(Taken):
+                await parts.registry.register_check(replace(own, netns=""))
+
+    run(test)
+
+
 def test_a_restart_writes_no_unchanged_entries(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
