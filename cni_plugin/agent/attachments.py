@@ -26,6 +26,7 @@ from discovery.page.overview import AttachmentSummary, NetworkSummary, Overview
 from discovery.reach import HOST, PUBLISHED_TAG, SCOPE_META
 from discovery.registry import Registry
 from discovery.structs import NETWORK_META, CheckDefinition, Instance, ServiceAddress, Weights
+from store import Invalid
 from weft import files, remarks
 from weft.container_names import looked_up, not_served
 from weft.errors import StateDamaged
@@ -135,16 +136,24 @@ class Attachments:
             for owner, one in found.items():
                 wanted = one, self._is_of_host(one)
                 if self._offered.get(owner) != wanted:
-                    shared = {str(each.get("name")) for each in one.services if each.get("shared") is True}
-                    refused = await self._registry.offer(
-                        owner, list(offers(*wanted)), shared=shared, reserved=self._reserved()
-                    )
+                    refused = await self._offer(owner, *wanted)
                     if refused:
                         self._refused[owner] = refused  # asked for again each time
                     else:
                         self._offered[owner] = wanted
                         self._refused.pop(owner, None)
             self._remark(found)
+
+    async def _offer(self, owner: str, one: Announcement, is_of_host: bool) -> tuple[str, ...]:
+        """Register an attachment's services; why some are not registered. Raises StoreError, but not for what the
+        store can never take: the other attachments' services are registered all the same.
+        """
+        shared = {str(each.get("name")) for each in one.services if each.get("shared") is True}
+        offered = list(offers(one, is_of_host))
+        try:
+            return await self._registry.offer(owner, offered, shared=shared, reserved=self._reserved())
+        except Invalid as error:
+            return (f"services are not registered: {error.message}",)
 
     def _page(self) -> tuple[list[AttachmentSummary], list[NetworkSummary]]:
         """What the web page shows by the files of records and networks."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from ipaddress import ip_interface
+from pathlib import Path
 
 import pytest
 
-from cni_plugin.agent.attachments import Announcement, networks, offers, unserved
-from discovery.structs import ServiceAddress, Weights
+from cni_plugin.agent.attachments import Announcement, Attachments, networks, offers, unserved
+from discovery.dns.network_zones import NetworkZones
+from discovery.registry import Registry
+from discovery.structs import Node, ServiceAddress, Weights
+from store.embedded import open_embedded
+from weft import remarks
 
 
 def announcement(*services: Mapping[str, object]) -> Announcement:
@@ -102,6 +109,28 @@ def test_damaged_service_is_logged_and_the_rest_is_offered(
         found = list(offers(announcement(damaged, {"name": "web"})))
     assert [instance.name for instance, _ in found] == ["web"]
     assert f"ignoring a service of 0123456789abcdef: {problem}: " in caplog.text
+
+
+def test_services_that_the_store_cannot_take_do_not_stop_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for owner, tags in (("large", ["x" * 600_000]), ("a", ["v1"]), ("z", ["v1"])):
+        found = asdict(replace(announcement({"name": owner, "tags": tags}), owner=owner, addresses=()))
+        (folder / f"{owner}.json").write_text(json.dumps(found))
+
+    async def run() -> None:
+        store = await open_embedded(tmp_path / "catalog.db")
+        registry = Registry(Node("n1", "192.0.2.1"), store, store)
+        await registry.start()
+        attachments = Attachments(str(tmp_path), NetworkZones(), registry)
+        await attachments.refresh()
+        assert registry.owners() == {"a", "z"}
+        refused = remarks.read(str(tmp_path), "large").refused
+        assert [one.partition(": ")[0] for one in refused] == ["services are not registered"]
+        await registry.stop()
+        await store.close()
+
+    asyncio.run(run())
 
 
 def test_a_network_forwards_to_the_servers_of_its_containers() -> None:
