@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv6Address
 
 from discovery import layout
 from discovery.layout import DecodeError, decode
@@ -175,8 +176,8 @@ class Catalog:
         return self._queries
 
     def find_by_address(self, address: str) -> tuple[Node | Instance, ...]:
-        """Nodes, then instances, with this address; addresses are compared as text."""
-        holders = self._by_address.get(address, set())
+        """Nodes, then instances, with this address, however it is written."""
+        holders = self._by_address.get(_canonical(address), set())
         found: list[Node | Instance] = []
         for node_name, instance_id in sorted(holders):
             one = self.instance(node_name, instance_id) if instance_id else self._nodes.get(node_name)
@@ -327,7 +328,8 @@ class Catalog:
         siblings = self._by_service.setdefault(name, {})
         old = siblings.pop(instance_key, None)
         here = self._by_node.setdefault(node_name, {})
-        if instance_id in here and here[instance_id].name == name:
+        before = here.get(instance_id)  # under another name, if the id now belongs to another service
+        if before is not None and before.name == name:
             del here[instance_id]
         new = value if isinstance(value, Instance) else None
         if new is not None:
@@ -342,7 +344,8 @@ class Catalog:
                 self._spellings.pop(name.lower(), None)
         if not here:
             del self._by_node[node_name]
-        self._reindex_address(instance_key, old.address if old else "", new.address if new else "")
+        after = here.get(instance_id)
+        self._reindex_address(instance_key, before.address if before else "", after.address if after else "")
         yield from (service(name), health(name), node(node_name), INSTANCES)
         if (old.tags if old else None) != (new.tags if new else None):
             yield SERVICES
@@ -402,6 +405,7 @@ class Catalog:
         """Update the index by address."""
         if old == new:
             return
+        old, new = _canonical(old), _canonical(new)
         if old and old in self._by_address:
             self._by_address[old].discard(holder)
             if not self._by_address[old]:
@@ -418,6 +422,16 @@ class Catalog:
             yield from checks.values()
         yield from self._virtuals.values()
         yield from self._queries.values()
+
+
+def _canonical(address: str) -> str:
+    """An IPv6 address in the one form that it has by RFC 5952; other texts as they are."""
+    if ":" not in address:
+        return address
+    try:
+        return str(IPv6Address(address))
+    except ValueError:
+        return address
 
 
 def modified(value: CatalogEntry) -> int:

@@ -266,12 +266,19 @@ def test_virtual_addresses() -> None:
 
 def test_names_of_addresses() -> None:
     six, same = Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")
-    ask = Asked(MutableCatalog(web(1), six, same))
+    world = MutableCatalog(web(1), six, same)
+    ask = Asked(world)
     assert ask.answers("1.0.0.10.in-addr.arpa", "PTR") == ["n1.node.dc1.weft."]
     assert ask.answers("1.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
     reverse = dns.name.from_text("6" + ".0" * 27 + ".0.0.d.f.ip6.arpa").to_text()
     assert ask.answers(reverse, "PTR") == ["six.service.dc1.weft."]
     assert ask("9.0.0.10.in-addr.arpa", "PTR").rcode() == dns.rcode.REFUSED
+    # Written another way, and under an id that another service had.
+    world.put(Instance("n1", "six", "seven", "FD00:0::0006"))
+    world.drop(six)
+    assert ask.answers(reverse, "PTR") == ["seven.service.dc1.weft."]
+    world.drop(Instance("n1", "six", "seven"))
+    assert ask(reverse, "PTR").rcode() == dns.rcode.REFUSED
 
 
 def test_soa_and_ns_of_the_zone() -> None:
