@@ -27,6 +27,10 @@ class CheckDeadlines:
         """A TTL check was reported now."""
         self._expires[check_id] = time.monotonic() + ttl
 
+    def end_ttl(self, check_id: str) -> None:
+        """The check has no TTL any more."""
+        self._expires.pop(check_id, None)
+
     def remaining(self, check_id: str) -> float | None:
         """Seconds until a TTL check expires, negative if it has; None if it is not known."""
         expires = self._expires.get(check_id)

@@ -68,11 +68,11 @@ class LocalChecks:
         self.deadlines.track(check.id, check.status)
 
     def define(self, definitions: Sequence[CheckDefinition]) -> list[str]:
-        """Add or replace definitions of checks; the ids of those whose TTL begins now.
+        """Add or replace definitions of checks; the ids of those whose TTL begins now, or ends with them.
 
         The deadlines of the others go on, or are those that were persisted.
         """
-        begun = []
+        changed = []
         for definition in definitions:
             old = self.definitions.get(definition.id)
             self.definitions[definition.id] = definition
@@ -80,9 +80,12 @@ class LocalChecks:
                 self.deadlines.restore(definition, state)
             elif definition.ttl and (old is None or old.ttl != definition.ttl):
                 self.deadlines.renew(definition.id, definition.ttl)
-                begun.append(definition.id)
+                changed.append(definition.id)
+            elif not definition.ttl and old is not None and old.ttl:
+                self.deadlines.end_ttl(definition.id)
+                changed.append(definition.id)
             self._notify(definition.id)
-        return begun
+        return changed
 
     def renew(self, definition: CheckDefinition) -> None:
         """Start the TTL of a check again."""

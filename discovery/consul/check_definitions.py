@@ -80,7 +80,7 @@ def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") 
         initial=_status(status) if status else Status.CRITICAL,
         interval=max(interval, MIN_INTERVAL) if interval else 0.0,
         timeout=timeout if timeout > 0 else _TIMEOUTS.get(kind, 10.0),
-        ttl=ttl,
+        ttl=max(ttl, 0.0),
         target=target,
         method=fields.name("Method") or "GET",
         headers=_headers(fields),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_a_ttl_does_not_begin_again_with_the_agent(tmp_path: Path) -> None:
             after = parts.registry.deadlines.remaining(HOUR.id)
             assert after is not None and after <= before - 0.3
             assert parts.health("web") == [("web-1", Status.PASSING)]
+
+    run(test)
+
+
+def test_a_check_that_is_of_another_type_now_has_no_ttl_left(tmp_path: Path) -> None:
+    tcp = replace(SHORT, type="tcp", ttl=0.0, interval=3600.0, target="127.0.0.1:1")
+
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [SHORT])
+            await parts.registry.update_check(SHORT.id, Status.PASSING, "fine")
+            await parts.registry.register(WEB, [tcp])
+            assert parts.registry.deadlines.remaining(SHORT.id) is None
+        assert await stored(tmp_path) == {"status": "passing"}
 
     run(test)
 

@@ -114,6 +114,7 @@ def test_grpc_checks_need_grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_durations_are_limited() -> None:
     assert parse(TTL=10_000_000_000).ttl == 10
     assert parse(TCP="h:1", Interval="1ns").interval == 0.1
+    assert parse(TCP="h:1", Interval="1s", TTL="-1s").ttl == 0
     assert parse(TTL="1s", DeregisterCriticalServiceAfter="1s").deregister_after == 60
     assert parse(TTL="1s", OutputMaxSize=10**6).output_max_size == 4096
     assert parse(TTL="1s", FailuresBeforeCritical=3).failures_before_warning == 3
