@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from discovery.check_deadlines import CheckDeadlines, State
 from discovery.structs import Check, CheckDefinition, Instance, Status
@@ -35,6 +35,10 @@ class LocalChecks:
     def of(self, instance_id: str) -> list[Check]:
         """The checks of an instance."""
         return [self.checks[name] for name in self._by_service.get(instance_id, ())]
+
+    def orphans(self, instances: Mapping[str, Instance]) -> list[Check]:
+        """The checks of instances that are not among these."""
+        return [check for name in self._by_service.keys() - instances.keys() - {""} for check in self.of(name)]
 
     def check(self, node: str, definition: CheckDefinition, instance: Instance | None) -> Check:
         """The check of a definition, with its current, else its persisted status and output."""

@@ -263,6 +263,17 @@ class Registry:
                 await self._deregister(old)
             return tuple(refused)
 
+    async def drop_orphans(self) -> None:
+        """Deregister what clients have registered of attachments' instances (checks, maintenance) that are gone:
+        those that ended while no agent ran. Call it after all attachments have offered theirs. Raises StoreError.
+        """
+        if not self._restored.is_set():
+            return
+        async with self._lock:
+            for check in self._local.orphans(self._instances):
+                await self._write(self._forget_check(check.id), (), [check])
+                self._drop_check(check.id)
+
     def _taken(self, instance: Instance, checks: Sequence[CheckDefinition]) -> str:
         """Why an instance would overwrite what somebody else has registered, "" if it would not."""
         there = self._instances.get(instance.id)

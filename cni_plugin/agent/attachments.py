@@ -142,6 +142,7 @@ class Attachments:
                     else:
                         self._offered[owner] = wanted
                         self._refused.pop(owner, None)
+            await self._registry.drop_orphans()
             self._remark(found)
 
     async def _offer(self, owner: str, one: Announcement, is_of_host: bool) -> tuple[str, ...]:

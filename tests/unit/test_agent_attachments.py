@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from ipaddress import ip_interface
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from cni_plugin.agent.attachments import Announcement, Attachments, networks, offers, unserved
 from discovery.dns.network_zones import NetworkZones
 from discovery.registry import Registry
-from discovery.structs import Node, ServiceAddress, Weights
+from discovery.structs import Instance, Node, ServiceAddress, Weights
 from store.embedded import open_embedded
 from weft import remarks
 
@@ -109,6 +110,32 @@ def test_damaged_service_is_logged_and_the_rest_is_offered(
         found = list(offers(announcement(damaged, {"name": "web"})))
     assert [instance.name for instance, _ in found] == ["web"]
     assert f"ignoring a service of 0123456789abcdef: {problem}: " in caplog.text
+
+
+def test_maintenance_of_a_container_that_ended_without_an_agent_ends(tmp_path: Path) -> None:
+    async def run(test: Callable[[Registry, Attachments], Awaitable[None]]) -> None:
+        store = await open_embedded(tmp_path / "catalog.db")
+        registry = Registry(Node("n1", "192.0.2.1"), store, store, lease_seconds=0.2)
+        await registry.resume()
+        await registry.start()
+        await test(registry, Attachments(str(tmp_path), NetworkZones(), registry))
+        await registry.stop()
+        await store.close()
+
+    async def maintained(registry: Registry, attachments: Attachments) -> None:
+        await registry.register(Instance("", "db", "db"))
+        await registry.offer("owner", [(Instance("", "web-1", "web"), [])])
+        for instance in ("db", "web-1", ""):
+            await registry.maintenance(True, instance_id=instance)
+
+    async def refreshed(registry: Registry, attachments: Attachments) -> None:
+        assert "_service_maintenance:web-1" in registry.checks() and "web-1" not in registry.instances()
+        await attachments.refresh()
+        assert registry.checks().keys() == {"_service_maintenance:db", "_node_maintenance"}
+
+    asyncio.run(run(maintained))
+    time.sleep(0.5)  # the node's lease has expired, as after a reboot
+    asyncio.run(run(refreshed))
 
 
 def test_services_that_the_store_cannot_take_do_not_stop_the_others(tmp_path: Path) -> None:
