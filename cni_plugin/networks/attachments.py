@@ -20,6 +20,7 @@ from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
+from cni_plugin.service.shared import end
 from weft import identity, parallel
 from weft.errors import UnknownContainer, WeftError
 from weft.kernel.interface import Namespace
@@ -285,11 +286,7 @@ def _detach(context: ServiceContext, one: Endpoint) -> Iterator[WeftError]:
         try:
             with context.locked(record.attachment):
                 current = context.records.read(record.attachment)
-                if current is None:
-                    continue
-                errors = context.undo(current)
-                if not errors:
-                    context.records.remove(record.attachment)
+                errors = end(context, current) if current is not None else []
         except WeftError as error:
             errors = [error]
         yield from errors

@@ -22,7 +22,7 @@ from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import collections, element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
 from cni_plugin.service.removal import remove_network, remove_networks
-from cni_plugin.service.shared import pass_on_ports, shared_locked
+from cni_plugin.service.shared import end, shared_locked
 from cni_plugin.wire.request import Request
 from ipam.directory import LeaseFile
 from ipam.leases import open_locked
@@ -100,11 +100,9 @@ def _detach(context: ServiceContext, record: Record, swept: Swept, *, timeout: f
             # An ADD whose record was listed while it ran may have finished meanwhile.
             if current is None or (current.made, current.phase) != (record.made, record.phase):
                 return
-            errors = context.undo(current)
+            errors = end(context, current)
             swept.errors += errors
             if not errors:
-                pass_on_ports(context, current)
-                context.records.remove(attachment)
                 swept.attachments.append(str(attachment))
     except Busy:
         return

@@ -276,6 +276,15 @@ def _is_on(record: Record, bridge: str) -> bool:
     return any(isinstance(one, Veth) and one.bridge == bridge for one in record.operations)
 
 
+def end(context: ServiceContext, record: Record) -> list[WeftError]:
+    """Undo an attachment, whose lock is held, and remove its record; the errors, with which it stays."""
+    errors = context.undo(record)
+    if not errors:
+        pass_on_ports(context, record)
+        context.records.remove(record.attachment)
+    return errors
+
+
 def pass_on_ports(context: ServiceContext, ended: Record) -> None:
     """Publish the ports of a removed attachment by the container's other attachments that ask for the
     same ports.

@@ -21,7 +21,7 @@ from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, restore_all, restore_elements, retire, undo_replaced, withdraw
+from cni_plugin.service.shared import end, restore_all, restore_elements, retire, undo_replaced, withdraw
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from weft import events, locks
@@ -190,15 +190,10 @@ class Service(ServiceContext):
             if record is None:
                 from cni_plugin.service.unrecorded import delete_unrecorded
 
-                errors = delete_unrecorded(self, request, requested)
-            elif self._lives_elsewhere(record, requested):
-                return
-            else:
-                errors = self.undo(record)
-            raise_all(errors)
-            if record is not None:
-                pass_on_ports(self, record)
-            self.records.remove(attachment)
+                raise_all(delete_unrecorded(self, request, requested))
+                self.records.remove(attachment)  # what a killed writer has left of it
+            elif not self._lives_elsewhere(record, requested):
+                raise_all(end(self, record))
 
     def check(self, request: Request) -> None:
         """Raises NotAsPlanned naming every difference from what ADD set up, UnknownContainer without an

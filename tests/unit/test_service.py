@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_plugin import ops
+from cni_plugin.networks import attachments
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service.executor import Watch, unwatched
 from cni_plugin.service.records import Phase, Records
@@ -183,6 +184,18 @@ def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> No
     assert "nftables lacks" in fake.check(red, results["eth0"], "/c1")
     fake.delete(red, "/c1")
     assert fake.leases("red") == fake.leases("blue") == {}
+
+
+def test_a_port_is_passed_on_where_no_runtime_asks(fake: Fake) -> None:
+    """weft network rm --force, weft apply and weft detach end attachments by their records."""
+    mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    for name, subnet, ifname in (("red", "10.60.0.0/28", "eth0"), ("blue", "10.61.0.0/28", "eth1")):
+        made = fake.network(name, subnet, driver="bridge", portmap={})
+        fake.add({**made, "type": "weft", "runtimeConfig": {"portMappings": mappings}}, "/c1", ifname=ifname)
+    service = fake.service(fake.kernel)
+    [first] = [one for one in attachments.endpoints(service) if one.network == "red"]
+    attachments.detach(service, first)
+    assert [str(element.data[0]) for element in fake.kernel.rules.elements("ports4")] == ["10.61.0.2"]
 
 
 def test_a_mac_address_that_a_sibling_has_is_refused_by_its_name(fake: Fake) -> None:
