@@ -99,7 +99,7 @@ class PoolLease(Lease):
 
 @dataclass(frozen=True, slots=True)
 class ForeignLease(Lease):
-    """Addresses from another IPAM plugin, by its ADD, DEL, CHECK and STATUS.
+    """Addresses from another IPAM plugin, by its ADD, DEL, CHECK, GC and STATUS.
 
     ``environment`` holds the CNI_* variables of the attachment, ``config`` the network configuration as
     JSON text. Source: CNI specification section 4, "Plugin delegation".
@@ -155,6 +155,10 @@ class ForeignLease(Lease):
         except WeftError as error:
             return error.message
         return None
+
+    def collect(self, machine: Machine) -> None:
+        """Have the plugin free what is not of the attachments that ``config`` lists as valid."""
+        self._call(machine, "GC")
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"CNI_COMMAND=ADD {self.name} < CONFIGURATION",)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cni_plugin.dataplane.tables import in_use
+from cni_plugin.ops import ForeignLease, PoolLease
 from cni_plugin.ops.firewalls import remove_rules
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -201,14 +202,15 @@ def _delete_rules(context: ServiceContext, mark: str, swept: Swept) -> None:
 
 def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
     """Free the network's leases that are neither of a valid attachment nor held otherwise: of a killed
-    ADD, or of the reference host-local, which keeps no records.
+    ADD, or of the reference host-local, which keeps no records. Another IPAM plugin does so itself.
     """
-    pool = getattr(assemble.read(request).lease, "pool", None)
-    if pool is None:
-        return
+    lease = assemble.read(request).lease
     try:
-        freed = free_leases(context, pool, valid=frozenset(valid))
-        swept.leftovers += [f"lease {lease.address} of {lease.owner}" for lease in freed]
+        if isinstance(lease, ForeignLease):
+            lease.collect(context.machine(None))
+        elif isinstance(lease, PoolLease):
+            freed = free_leases(context, lease.pool, valid=frozenset(valid))
+            swept.leftovers += [f"lease {one.address} of {one.owner}" for one in freed]
     except WeftError as error:
         swept.errors.append(error)
 

@@ -83,6 +83,20 @@ def test_a_foreign_plugin_gives_the_addresses(host: Host, cni: Cni, fake: Fake, 
     assert seen.links(host, "c1") == ["lo"]
 
 
+def test_a_collection_is_passed_on(host: Host, cni: Cni, fake: Fake) -> None:
+    """Source: CNI specification section 4, "Delegated plugin execution procedure"."""
+    netns = host.container()
+    result = cni.add(CONF, netns, path=fake.path)
+    valid = [{"containerID": "c1", "ifname": "eth0"}]
+    collected = {**CONF, "cni.dev/valid-attachments": valid}
+    assert cni("GC", collected, path=fake.path).code == 0
+    assert fake.calls() == ["ADD", "GC"] and fake.last("GC")[1] == collected
+    cni.check(CONF, result, netns, path=fake.path)
+    fake.say('{"code":142,"msg":"the shop is shut"}', status=1, to="GC")
+    assert seen.problem(cni, "GC", {**CONF, "cni.dev/valid-attachments": []}, path=fake.path)["code"] == 142
+    assert fake.calls()[-2:] == ["DEL", "GC"] and seen.links(host, "c1") == ["lo"]
+
+
 def test_ipam_plugin_gets_the_runtimes_environment(host: Host, cni: Cni, fake: Fake) -> None:
     netns = host.container()
     args = "IgnoreUnknown=1;COLOUR=blue"
