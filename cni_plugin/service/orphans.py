@@ -50,6 +50,8 @@ def orphans(context: ServiceContext) -> Orphans:
     known = context.records.digests() | _shared_digests(context)
     unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
     running = cached_attachments(context) if unknown else {}
+    # Where this host is itself a container of another one, its own link has that one's mark.
+    given = context.kernel.host.links_put_here() if unknown else frozenset()
     unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
     elements = [
         element
@@ -61,7 +63,11 @@ def orphans(context: ServiceContext) -> Orphans:
     if unrecorded:  # the record of their network is lost, too: which elements are the network's is not known
         rules = []
     return Orphans(
-        tuple(link.name for link in links if identity.mark_digest(link.alias) in unknown - running.keys()),
+        tuple(
+            link.name
+            for link in links
+            if identity.mark_digest(link.alias) in unknown - running.keys() and link.name not in given
+        ),
         tuple(elements),
         stray_files(context),
         tuple(mark for mark in rules if identity.mark_digest(mark) not in known),

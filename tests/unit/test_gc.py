@@ -18,6 +18,7 @@ from weft import identity, locks
 from weft.errors import Busy
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.kernel.interface import VethPeer
 from weft.locks import hold
 from weft.types import Attachment, NamespaceId
 
@@ -56,6 +57,16 @@ def test_an_orphaned_link_is_removed_with_its_lock(service: Service) -> None:
     assert gc.collect_stale(service).leftovers == [f"link {name}"]
     assert service.kernel.host.link(name) is None
     assert service.records.stray_files() in ([], [service.records.shared_lock()])
+
+
+def test_the_link_by_which_this_host_is_a_container_itself_is_kept(service: Service) -> None:
+    """The host outside has put it here, with its own mark and record."""
+    outside = service.kernel.add("/outside")  # type: ignore[attr-defined]
+    outside.add_link("up0", "veth", peer=VethPeer("wire"))
+    mark = identity.alias(identity.attachment_mark(ATTACHMENT), "c1/eth0")
+    host = service.kernel.host
+    host.add_link("eth0", "macvlan", alias=mark, parent="up0", parent_namespace=outside)
+    assert gc.collect_stale(service).leftovers == [] and host.link("eth0") is not None
 
 
 def test_an_orphaned_link_is_skipped_while_its_attachment_is_locked(service: Service) -> None:

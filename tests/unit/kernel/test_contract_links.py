@@ -266,6 +266,10 @@ def test_a_macvlan_of_the_host_s_link_in_the_container(topology: Topology) -> No
     assert link is not None and (link.kind, link.mac, link.up, link.alias) == ("macvlan", PEER_MAC, True, "weft:2:x")
     assert link.options["macvlan_mode"] == "bridge" and link.mtu == 1450
     assert names(topology.container) == ["lo", "eth0"] and sorted(names(topology.host)) == ["eth0", "lo", "up0", "wire"]
+    veth(topology, peer="eth1")
+    topology.container.add_link("own", "macvlan", parent="eth1")
+    assert topology.container.links_put_here() == {"eth0"} and topology.host.links_put_here() == frozenset()
+    topology.host.delete_link("veth0")
     with pytest.raises(Exists):
         topology.container.add_link("eth0", "macvlan", parent="up0", parent_namespace=topology.host)
     topology.host.delete_link("up0")

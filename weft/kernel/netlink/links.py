@@ -37,6 +37,7 @@ from weft.kernel.netlink.constants import (
     IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND,
     IFLA_LINK,
+    IFLA_LINK_NETNSID,
     IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
@@ -136,6 +137,19 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
         socket.link_indexes.update((name, number) for number, name in names.items())
     links = [_link(message, found, names.get(get_int(found, IFLA_MASTER), "")) for message, found in parsed]
     return tuple(sorted(links, key=lambda link: link.index))
+
+
+@parses_answer
+def list_put_here(socket: RouteSocket) -> frozenset[str]:
+    """The names of the links, other than veth links, whose lower link is in another namespace."""
+    messages = socket.dump(Request(RTM_GETLINK, 0, "list the links", _ANY_LINK))
+    found = (parse(message, _ATTRIBUTES) for message in messages)
+    return frozenset(
+        get_string(each, IFLA_IFNAME)
+        for each in found
+        if IFLA_LINK_NETNSID in each
+        and get_string(parse(each.get(IFLA_LINKINFO, b"")), IFLA_INFO_KIND) not in ("", "veth")
+    )
 
 
 @parses_answer
