@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from cni_plugin.ops.links import has_mark, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
-from weft import identity
+from weft import identity, stderr
 from weft.errors import Conflict, Exists, Missing, WeftError
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Link
@@ -201,10 +201,10 @@ class ContainerLink(Operation):
 class LentLink(Operation):
     """A link of the host that is moved into the container; undo moves it back, down.
 
-    ``name`` is its name on the host, ``before`` the alias it had. It is found by its ``alias`` on
-    either side: when the container's namespace is deleted, the kernel moves a physical link back to the
-    host, under any free name. Raises Conflict, Missing. *Equivalent to:* ``ip link set NAME netns
-    CONTAINER name LINK``.
+    ``name`` is its name on the host, ``before`` the alias it had. It is found by its ``alias``: when the
+    container's namespace is deleted, the kernel moves a physical link back to the host, under any free
+    name, and a process of the container may have moved it to a namespace of its own. Raises Conflict,
+    Missing. *Equivalent to:* ``ip link set NAME netns CONTAINER name LINK``.
     """
 
     name: str
@@ -228,24 +228,53 @@ class LentLink(Operation):
         return True
 
     def undo(self, machine: Machine) -> None:
-        container, host = machine.container, machine.host
-        there = self._find(container, self.container) if container is not None else None
-        if container is not None and there is not None:
-            self._move_back(container, there, host)
+        host, container = machine.host, machine.container
+        if container is not None and self._take_back(self._find_inside(container), container, host):
             return
-        there = self._find(host, self.name)
+        # Who deletes a virtual link, or its namespace, deletes it for good.
+        if (
+            self._found_on(host)
+            or self.type
+            or any(self._take_back(self._find(one), one, host) for one in machine.others())
+        ):
+            return
         deadline = time.monotonic() + _PATIENCE
-        while there is None and container is None and not self.type and time.monotonic() < deadline:
+        while not self._found_on(host):
+            if time.monotonic() >= deadline:
+                stderr.write(f"weft: {self.name} is neither in the container nor on the host, and is not returned\n")
+                return
             time.sleep(0.05)
-            there = self._find(host, self.name)
+
+    def _found_on(self, host: Namespace) -> bool:
+        """Give the link its name again if it is on the host; whether it is."""
+        there = self._find(host, self.name)
         if there is not None:
             self._rename_back(host, there)
+        return there is not None
 
-    def _find(self, namespace: Namespace, likely: str) -> Link | None:
-        link = namespace.link(likely)
-        if link is not None and has_mark(link, self.alias):
+    def _find(self, namespace: Namespace, likely: str = "") -> Link | None:
+        """The link by its mark. The container may have given that to a link of another kind."""
+        link = namespace.link(likely) if likely else None
+        if link is not None and self._is_marked(link):
             return link
-        return next((link for link in namespace.links() if has_mark(link, self.alias)), None)
+        return next((link for link in namespace.links() if self._is_marked(link)), None)
+
+    def _is_marked(self, link: Link) -> bool:
+        return link.kind == self.type and has_mark(link, self.alias)
+
+    def _find_inside(self, container: Namespace) -> Link | None:
+        """The link in the container, which may have changed its mark, and the name of a physical one: that
+        has its MAC address at least.
+        """
+        if (marked := self._find(container, self.container)) is not None:
+            return marked
+        alike = (one for one in container.links() if (one.kind, one.mac) == (self.type, self.mac) and one.name != "lo")
+        return next((one for one in alike if not self.type or one.name == self.container), None)
+
+    def _take_back(self, there: Link | None, container: Namespace, host: Namespace) -> bool:
+        if there is not None:
+            self._move_back(container, there, host)
+        return there is not None
 
     def _move_back(self, container: Namespace, there: Link, host: Namespace) -> None:
         mac, mtu = self._restored(there)

@@ -4,7 +4,7 @@ caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,12 +26,17 @@ def no_siblings(mark: str) -> frozenset[str]:
     return frozenset()
 
 
+def no_others() -> Iterator[Namespace]:
+    return iter(())
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What operations act on. ``container`` is None once that namespace is gone.
 
     ``sibling_marks`` returns the marks of the same container's other attachments, given the mark of one
     of them. ``caller`` is the process that a runtime has started for this call, 0 if there is none.
+    ``others`` opens every other network namespace of this machine that can be found, one after another.
     """
 
     host: Namespace
@@ -41,6 +46,7 @@ class Machine:
     delegate: Delegate
     sibling_marks: Callable[[str], frozenset[str]] = no_siblings
     caller: int = 0
+    others: Callable[[], Iterator[Namespace]] = no_others
 
     def side(self, side: Side) -> Namespace | None:
         return self.host if side is Side.HOST else self.container

@@ -98,9 +98,19 @@ class ServiceContext:
 
     def machine(self, container: Namespace | None) -> Machine:
         """What the operations of one call act on."""
+        host, leases = self.kernel.host, self.leases()
         return Machine(
-            self.kernel.host, container, self._rules, self.leases(), self._delegate, self._sibling_marks, self.caller
+            host, container, self._rules, leases, self._delegate, self._sibling_marks, self.caller, self._others
         )
+
+    def _others(self) -> Iterator[Namespace]:
+        for path in self.kernel.others():
+            with contextlib.suppress(WeftError):  # it may end meanwhile
+                namespace = self.kernel.open(path)
+                try:
+                    yield namespace
+                finally:
+                    namespace.close()
 
     def _sibling_marks(self, mark: str) -> frozenset[str]:
         """The marks of the other attachments of the same container."""

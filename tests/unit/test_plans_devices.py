@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cni_plugin.ops import ContainerLink, Ifb, LentLink, LinkAddress, LinkRoute, Setting, Up
+from cni_plugin.ops import ContainerLink, Ifb, LentLink, LinkAddress, LinkRoute, Setting, Up, devices
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Device
@@ -231,6 +232,77 @@ def test_only_the_link_that_was_lent_is_lent_again(lab: Lab, kind: str, change: 
         with pytest.raises(Conflict, match="up1 on the host is not the link that was lent"):
             lent.repair(machine)
         assert lab.kernel.dump() == before
+
+
+@pytest.mark.parametrize("kind", ["", "veth"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"alias": "mine"}],
+        [{"alias": ""}, {"new_name": "x0"}],
+        [{"new_name": "x0"}, {"mac": "02:00:00:00:00:77"}],
+        [{"alias": "", "mtu": 1300}, {"namespace": "nested"}],
+        [{"new_name": "x0"}, {"namespace": "nested"}],
+        [{"namespace": "host", "new_name": "dev5"}],
+    ],
+    ids=str,
+)
+def test_a_container_does_not_keep_a_lent_device(lab: Lab, kind: str, changes: list[dict[str, Any]]) -> None:
+    """Its processes may change all of the link, and move it on; a virtual one they might as well delete."""
+    host = lab.kernel.host
+    host.links_by_name["up1"].kind = kind
+    host.change_link("up1", up=False)
+    before = host.dump()["up1"]
+    lab.weft.add(conf("host-device", device="up1"), BOX)
+    places = {"nested": lab.kernel.add("/run/netns/nested"), "host": host}
+    name, alias = "eth0", True
+    lab.box.change_link(name, up=False)
+    for change in changes:
+        to = places.get(change.get("namespace", ""))
+        lab.box.change_link(name, **{**change, **({"namespace": to} if to is not None else {})})
+        name, alias = change.get("new_name", name), alias and "alias" not in change
+    lab.weft.delete(conf("host-device", device="up1"), BOX)
+    moved = any(change.get("namespace") == "nested" for change in changes)
+    kept = (moved and (kind or not alias)) or (kind and not alias and name != "eth0")
+    assert (host.link("up1") is None) is bool(kept)
+    if not kept:
+        assert host.dump()["up1"] == before
+    assert not lab.box.links_by_name.keys() - {"lo", *([name] if kept and not moved else [])}
+
+
+def test_a_link_of_another_kind_is_not_taken_for_the_lent_one(lab: Lab) -> None:
+    """The host would have a link that the container has made, under the device's name, and not its device."""
+    lab.kernel.host.links_by_name["up1"].kind = ""
+    lab.weft.add(conf("host-device", device="up1"), BOX)
+    mark = lab.box.links_by_name["eth0"].alias
+    lab.box.change_link("eth0", up=False, new_name="hidden", alias="")
+    lab.box.add_link("eth0", "veth", alias=mark, peer=VethPeer("trap"))
+    lab.weft.delete(conf("host-device", device="up1"), BOX)
+    link = lab.kernel.host.link("up1")
+    assert link is not None and (link.kind, link.mac, link.alias) == ("", "02:00:00:00:00:02", "")
+    assert sorted(lab.box.links_by_name) == ["eth0", "lo", "trap"]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_device_that_the_kernel_returns_late(
+    lab: Lab, late: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A namespace in the container, with the device, has ended just before."""
+    lab.kernel.host.links_by_name["up1"].kind = ""
+    lab.weft.add(conf("host-device", device="up1"), BOX)
+    nested, clock = lab.kernel.add("/run/netns/nested"), [0.0]
+    lab.box.change_link("eth0", up=False, namespace=nested)
+    monkeypatch.setattr(lab.kernel, "others", lambda: (BOX,))
+
+    def sleep(pause: float) -> None:
+        clock[0] += pause
+        if late and nested.link("eth0") is not None:
+            nested.change_link("eth0", namespace=lab.kernel.host, new_name="dev9")
+
+    monkeypatch.setattr(devices, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    lab.weft.delete(conf("host-device", device="up1"), BOX)
+    assert (lab.kernel.host.link("up1") is not None) is late and 0 < clock[0] < 3
+    assert ("up1 is neither in the container nor on the host" in capfd.readouterr().err) is not late
 
 
 def test_an_ifb_link_that_another_program_made_is_left(lab: Lab) -> None:
