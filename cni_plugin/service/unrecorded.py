@@ -12,6 +12,7 @@ from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.orphans import marked_elements
 from cni_plugin.service.planner import attachment_of
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import Missing, WeftError
@@ -41,7 +42,7 @@ def delete_unrecorded(context: ServiceContext, request: Request, asked: Namespac
     assembly = _lenient_assembly(request)
     driver = assembly.driver if assembly is not None else ""
     # A chained plugin creates no link: the one in prevResult belongs to an earlier plugin.
-    if assembly is None or driver:
+    if driver or (assembly is None and request.plugin in (OWN_NAME, *modules.drivers())):
         attempt(lambda: _undo_marked_links(context, request, asked, driver))
         if asked.known:
             attempt(lambda: _delete_link_of_previous(context, request, driver))

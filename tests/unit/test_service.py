@@ -198,6 +198,17 @@ def test_a_port_is_passed_on_where_no_runtime_asks(fake: Fake) -> None:
     assert [str(element.data[0]) for element in fake.kernel.rules.elements("ports4")] == ["10.61.0.2"]
 
 
+def test_a_refused_plugin_of_a_list_takes_no_link_with_it(fake: Fake) -> None:
+    """What cannot be read of its configuration does not make it the one that has made the link."""
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    for refused in ({"type": "firewall", "backend": "firewalld"}, {"type": "portmap", "conditionsV4": ["-m", "x"]}):
+        conf = {**red, **refused, "prevResult": result}
+        assert fake("ADD", conf, "/c1").code == 2
+        fake.delete(conf, "/c1")
+        assert fake.check(red, result, "/c1") == ""
+
+
 def test_a_mac_address_that_a_sibling_has_is_refused_by_its_name(fake: Fake) -> None:
     """Its link-local address would be one element for both; nothing is left of the second."""
     ranges = [[{"subnet": "10.60.0.0/28"}], [{"subnet": "fd60::/64"}]]
