@@ -88,6 +88,9 @@ class LinkSetting(Operation):
         return f"the {_WORDS[self.attribute]} of {self.link} is {_said(there)} instead of {_said(self.value)}"
 
     def adapt(self, earlier: Operation) -> Operation:
+        if isinstance(earlier, LinkSetting):
+            same = (earlier.link, earlier.attribute) == (self.link, self.attribute)
+            return replace(earlier, value=self.value) if same else earlier
         name = {Veth: "container", ContainerLink: "name", LentLink: "container"}.get(type(earlier))
         if name is None or getattr(earlier, name) != self.link:
             return earlier

@@ -45,6 +45,11 @@ class Assembly:
     uses_rules: bool = False
     unasked: tuple[PlanPart, ...] = ()
 
+    @property
+    def follows(self) -> bool:
+        """Whether it is of a later plugin of a list, which sets up something for the interface of an earlier one."""
+        return bool(self.parts) and not self.driver
+
     def without_unasked(self) -> Assembly:
         """What can be done on a kernel without nftables: all that the configuration asks for."""
         return replace(

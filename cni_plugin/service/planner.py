@@ -85,8 +85,7 @@ class Planner:
         ``link_plan`` is the part that was applied before the lease.
         """
         config = request.config
-        chained = assembly.parts and not assembly.driver
-        start = config.previous or Result() if chained else answer
+        start = config.previous or Result() if assembly.follows else answer
         lease = assembly.lease
         gateways = lease.gateways() if isinstance(lease, PoolLease) else ()
         context = self._context(record, request, facts, start)

@@ -17,7 +17,7 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -60,6 +60,18 @@ class Record(Deferred):
     operations: tuple[Operation, ...] = ()
     shared: tuple[Operation, ...] = ()
     result: types.Result = field(default_factory=types.Result)
+
+
+def following(former: Record | None, record: Record) -> Record:
+    """The record with what an earlier entry of the same plugin in the network list has set up."""
+    if former is None:
+        return record
+    return replace(
+        record,
+        driver=record.driver or former.driver,
+        operations=tuple(dict.fromkeys((*former.operations, *record.operations))),
+        shared=tuple(dict.fromkeys((*former.shared, *record.shared))),
+    )
 
 
 @dataclass(frozen=True, slots=True)

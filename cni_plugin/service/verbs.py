@@ -20,7 +20,7 @@ from cni_plugin.plan.cached import link_cache
 from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
-from cni_plugin.service.records import NetworkRecord, Phase, Record
+from cni_plugin.service.records import NetworkRecord, Phase, Record, following
 from cni_plugin.service.shared import end, restore_all, restore_elements, retire, undo_replaced, withdraw
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
@@ -123,12 +123,12 @@ class Service(ServiceContext):
     def _attach(self, request: Request, assembly: assemble.Assembly, attachment: Attachment) -> Result:
         with self._container(request, assembly) as (namespace, container), self.locked(attachment):
             machine = self.machine(container)
-            self._finish_previous(attachment, namespace)
+            former = self._finish_previous(request, assembly, attachment, namespace, machine)
             record = self.planner.new_record(request, assembly, namespace)
             attempt = executor.Attempt(machine, self.watch, self.log)
             try:
                 with attempt:
-                    self.records.write(record)
+                    self.records.write(following(former, record))
                     host = link_cache(self.kernel.host)
                     facts, link_plan = self.planner.facts(container, host), EMPTY_PLAN
                     if assembly.lease and assembly.lease.needs_link:
@@ -144,19 +144,20 @@ class Service(ServiceContext):
                     answer = self._reserve(attempt, assembly.lease, attachment) if assembly.lease else assembly.answer
                     done = len(record.operations) - len(link_plan.after)
                     record = self.planner.plan_record(record, request, assembly, answer, facts, link_plan)
-                    self.records.write(record)
+                    self.records.write(following(former, record))
                     planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine
                     whole = record
                     self.ensure_shared(
                         attachment, record.shared, machine, planned_on, lambda: overlaps.refuse(self, request, whole)
                     )
-                    attempt.apply(record.operations[done:])
-                    self.records.write(replace(record, phase=Phase.ATTACHED))
+                    there = former.operations if former is not None else ()
+                    attempt.apply([one for one in record.operations[done:] if one not in there])
+                    self.records.write(replace(following(former, record), phase=Phase.ATTACHED))
             except BaseException as error:
                 if isinstance(error, Conflict):
                     error.message = self.records.name_marks(error.message)
                 if not attempt.not_undone:
-                    self.records.remove(attachment)
+                    self.records.remove(attachment) if former is None else self.records.write(former)
                 raise
             return record.result
 
@@ -262,7 +263,7 @@ class Service(ServiceContext):
     def _assemble(self, request: Request) -> assemble.Assembly:
         assembly = assemble.read(request)
         request.config.keys.problems.raise_any()
-        chained = not assembly.driver and assembly.parts and request.command in (Command.ADD, Command.CHECK)
+        chained = assembly.follows and request.command in (Command.ADD, Command.CHECK)
         if chained and request.config.previous is None:
             raise ConfigProblem(
                 f"prevResult is missing: {request.plugin} without a driver must follow another plugin",
@@ -300,17 +301,26 @@ class Service(ServiceContext):
         finally:
             container.close()
 
-    def _finish_previous(self, attachment: Attachment, namespace: NamespaceId) -> None:
+    def _finish_previous(
+        self,
+        request: Request,
+        assembly: assemble.Assembly,
+        attachment: Attachment,
+        namespace: NamespaceId,
+        machine: Machine,
+    ) -> Record | None:
         """Undo what an interrupted call has left of the attachment; raises Conflict where it is
-        attached.
+        attached. What an earlier entry of the same plugin in the list has set up stays: its record.
         """
         record = self.records.read(attachment)
         if record is None:
-            return
+            return None
         if record.phase is Phase.ATTACHED and record.boot == self.host.boot:
             same_namespace = record.namespace.same(namespace) or not record.namespace.known
             addresses = ", ".join(str(ip.address.ip) for ip in record.result.ips)
             attached = f"{attachment} is already attached" + (f" with {addresses}" if addresses else "")
+            if same_namespace and assembly.follows and self._is_earlier(record, request, machine):
+                return record
             if same_namespace and self._is_in_effect(record):
                 raise Conflict(attached, hint="DEL it first")
             if not same_namespace and self.is_alive(record.namespace):
@@ -324,6 +334,7 @@ class Service(ServiceContext):
         what = ", ".join(str(ip.address.ip) for ip in record.result.ips) or record.phase.value
         why = "its namespace is gone" if record.phase is Phase.ATTACHED else "an earlier call did not end"
         self._record_takeover(attachment, f"{what} of {record.namespace.path or 'no namespace'}", why, started)
+        return None
 
     def _record_takeover(self, attachment: Attachment, before: str, why: str, started: float) -> None:
         """An ADD has taken what another attachment, or an earlier call, had."""
@@ -337,6 +348,15 @@ class Service(ServiceContext):
             "by": events.asker(self.caller),
         }
         events.record(self.host.run, "takeover", {"what": "addresses", **fields})
+
+    def _is_earlier(self, record: Record, request: Request, machine: Machine) -> bool:
+        """Whether the record is of an earlier entry of the same plugin in the list: its addresses are in
+        prevResult, and what was set up is there.
+        """
+        before = request.config.previous.ips if request.config.previous is not None else ()
+        if not {ip.address for ip in record.result.ips} <= {ip.address for ip in before}:
+            return False
+        return not executor.mismatches(record.operations, machine, self._later_operations(record.attachment))
 
     def _is_in_effect(self, record: Record) -> bool:
         """Whether the links that the record's operations create exist, or its lease where it creates

@@ -209,6 +209,53 @@ def test_a_refused_plugin_of_a_list_takes_no_link_with_it(fake: Fake) -> None:
         assert fake.check(red, result, "/c1") == ""
 
 
+def test_a_plugin_twice_in_a_list(fake: Fake) -> None:
+    """The second entry adds to what the first has set up, and the first DEL takes back all."""
+    red = fake.network("red")
+    key, of_link = "net/core/somaxconn", "net/ipv4/conf/eth0/accept_local"
+    entries = [
+        {**red, "type": "tuning", "sysctl": {key: "5", "net/ipv4/conf/IFNAME/accept_local": "1"}, "mtu": 1400},
+        {**red, "type": "tuning", "sysctl": {key: "6"}, "mtu": 1300, "mac": "02:00:00:00:00:09"},
+    ]
+    box = fake.kernel.open("/c1")
+    result = fake.add(red, "/c1")
+    link, somaxconn = box.link("eth0"), box.sysctl(key)
+    assert link is not None
+    told = result
+    for entry in entries:
+        told = fake.add({**entry, "prevResult": told}, "/c1")
+    now = box.link("eth0")
+    assert now is not None and (now.mtu, now.mac) == (1300, "02:00:00:00:00:09")
+    assert (box.sysctl(key), box.sysctl(of_link)) == ("6", "1")
+    for entry in (red, *entries):
+        assert fake.check(entry, told, "/c1") == ""
+    bad = {**entries[1], "sysctl": {"net/ipv4/conf/IFNAME/rp_filter": "1", "net/no/such": "1"}}
+    assert fake("ADD", {**bad, "prevResult": told}, "/c1").code == 7
+    box.change_link("eth0", mtu=1299)
+    assert "1299" in fake.check(entries[0], told, "/c1")
+    box.change_link("eth0", mtu=1300)
+    fake.delete({**entries[1], "prevResult": told}, "/c1")
+    after = box.link("eth0")
+    assert after is not None and (after.mtu, after.mac, box.sysctl(key)) == (link.mtu, link.mac, somaxconn)
+    assert box.sysctl(of_link) == "0"
+    fake.delete({**entries[0], "prevResult": told}, "/c1")
+    assert fake.check(red, result, "/c1") == ""
+
+
+def test_a_second_entry_that_fails_leaves_the_first(fake: Fake) -> None:
+    red = fake.network("red")
+    tuning = {**red, "type": "tuning", "sysctl": {"net/core/somaxconn": "5"}}
+    result = fake.add(red, "/c1")
+    told = fake.add({**tuning, "prevResult": result}, "/c1")
+    for at in range(3):
+        second = {**tuning, "sysctl": {"net/ipv4/conf/IFNAME/accept_local": "1"}, "mtu": 1300, "prevResult": told}
+        assert fake("ADD", second, "/c1", watch=Steps(at)).ok is (at == 2)
+        assert fake.check(tuning, told, "/c1") == ""
+    fake.delete(tuning, "/c1")
+    assert fake.kernel.open("/c1").sysctl("net/core/somaxconn") == "4096"
+    assert fake.check(red, result, "/c1") == ""
+
+
 def test_a_mac_address_that_a_sibling_has_is_refused_by_its_name(fake: Fake) -> None:
     """Its link-local address would be one element for both; nothing is left of the second."""
     ranges = [[{"subnet": "10.60.0.0/28"}], [{"subnet": "fd60::/64"}]]
