@@ -117,16 +117,26 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
     if request.plugin != OWN_NAME:
         return request.plugin, _ordered(modules.driver(request.plugin).DRIVER.features)
     name = keys.text("driver")
-    if not name and request.config.previous is None:
-        keys.problems.add(f"driver is missing; it is one of {', '.join(modules.drivers())}")
-    elif name and name not in modules.drivers():
+    if name and name not in modules.drivers():
         keys.problem("driver", f"is not known; it is one of {', '.join(modules.drivers())}")
-        name = ""
     driver = modules.declared(name)
     top = {*driver.features, *driver.own_features}
     asked = (each for each in modules.features() if each not in top and each in keys)
     sections = {each for each in asked if modules.feature(each).FEATURE.section}
+    if not name and request.config.previous is None and not _follows(top | sections, keys):
+        keys.problems.add(f"driver is missing; it is one of {', '.join(modules.drivers())}")
+    name = name if name in modules.drivers() else ""
     return name, _ordered(top | sections)
+
+
+def _follows(features: Collection[str], keys: Section) -> bool:
+    """Whether a configuration without a driver is a later plugin's of a list: it asks for a feature, and for no
+    addresses. STATUS and GC come without prevResult, which tells so else.
+    """
+    declared = ((name, modules.feature(name).FEATURE) for name in features)
+    return "ipam" not in keys and any(
+        name in keys if one.section else any(key in keys for key in one.keys) for name, one in declared
+    )
 
 
 def _refuse_features(driver: str, keys: Section) -> None:

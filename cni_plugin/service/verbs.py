@@ -267,7 +267,7 @@ class Service(ServiceContext):
         if chained and request.config.previous is None:
             raise ConfigProblem(
                 f"prevResult is missing: {request.plugin} without a driver must follow another plugin",
-                hint="put it after the plugin that makes the interface",
+                hint="put it after the plugin that makes the interface, or set its driver",
             )
         return assembly
 

@@ -198,17 +198,6 @@ def test_a_port_is_passed_on_where_no_runtime_asks(fake: Fake) -> None:
     assert [str(element.data[0]) for element in fake.kernel.rules.elements("ports4")] == ["10.61.0.2"]
 
 
-def test_a_refused_plugin_of_a_list_takes_no_link_with_it(fake: Fake) -> None:
-    """What cannot be read of its configuration does not make it the one that has made the link."""
-    red = fake.network("red")
-    result = fake.add(red, "/c1")
-    for refused in ({"type": "firewall", "backend": "firewalld"}, {"type": "portmap", "conditionsV4": ["-m", "x"]}):
-        conf = {**red, **refused, "prevResult": result}
-        assert fake("ADD", conf, "/c1").code == 2
-        fake.delete(conf, "/c1")
-        assert fake.check(red, result, "/c1") == ""
-
-
 def test_a_plugin_twice_in_a_list(fake: Fake) -> None:
     """The second entry adds to what the first has set up, and the first DEL takes back all."""
     red = fake.network("red")
@@ -242,6 +231,17 @@ def test_a_plugin_twice_in_a_list(fake: Fake) -> None:
     assert fake.check(red, result, "/c1") == ""
 
 
+def test_a_refused_plugin_of_a_list_takes_no_link_with_it(fake: Fake) -> None:
+    """What cannot be read of its configuration does not make it the one that has made the link."""
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    for refused in ({"type": "firewall", "backend": "firewalld"}, {"type": "portmap", "conditionsV4": ["-m", "x"]}):
+        conf = {**red, **refused, "prevResult": result}
+        assert fake("ADD", conf, "/c1").code == 2
+        fake.delete(conf, "/c1")
+        assert fake.check(red, result, "/c1") == ""
+
+
 def test_a_second_entry_that_fails_leaves_the_first(fake: Fake) -> None:
     red = fake.network("red")
     tuning = {**red, "type": "tuning", "sysctl": {"net/core/somaxconn": "5"}}
@@ -254,6 +254,31 @@ def test_a_second_entry_that_fails_leaves_the_first(fake: Fake) -> None:
     fake.delete(tuning, "/c1")
     assert fake.kernel.open("/c1").sysctl("net/core/somaxconn") == "4096"
     assert fake.check(red, result, "/c1") == ""
+
+
+def test_weft_without_a_driver_follows_another_plugin(fake: Fake) -> None:
+    """Also one of weft; STATUS and GC come to each plugin of the list, without prevResult."""
+    red = {**fake.network("red", driver="bridge"), "type": "weft"}
+    mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    portmap = {"cniVersion": "1.1.0", "name": "red", "type": "weft", "portmap": {}}
+    assert fake("STATUS", portmap).ok and fake("STATUS", {**portmap, "ipMasq": True}).ok
+    answer = fake("ADD", portmap, "/c1")
+    assert answer.code == 7 and "must follow another plugin" in answer.text
+    for lone in ({"cniVersion": "1.1.0", "name": "red", "type": "weft"}, {**portmap, "ipam": red["ipam"]}):
+        for command in ("STATUS", "ADD"):
+            answer = fake(command, lone, "/c1")
+            assert answer.code == 7 and "driver is missing" in answer.text
+    result = fake.add(red, "/c1")
+    told = fake.add({**portmap, "prevResult": result, "runtimeConfig": {"portMappings": mappings}}, "/c1")
+    assert [str(element.data[0]) for element in fake.kernel.rules.elements("ports4")] == ["10.60.0.2"]
+    assert fake.check(red, told, "/c1") == "" and fake.check(portmap, told, "/c1") == ""
+    fake.collect(red, ("c1", "eth0"))
+    fake.collect(portmap, ("c1", "eth0"))
+    assert fake.check(portmap, told, "/c1") == ""
+    fake.delete({**portmap, "prevResult": told}, "/c1")
+    fake.delete({**red, "prevResult": told}, "/c1")
+    fake.collect(red)
+    assert fake.state() == fake.bare and fake.leases("red") == {}
 
 
 def test_a_mac_address_that_a_sibling_has_is_refused_by_its_name(fake: Fake) -> None:
