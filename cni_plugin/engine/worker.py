@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from cni_plugin.engine import code
 from cni_plugin.engine.connection import ClientConnection, ClientGone
@@ -90,7 +91,8 @@ class Worker:
 
     def _reply(self, sent: frame.RequestFrame, client: ClientConnection) -> bytes:
         messages: list[bytes] = []
-        call = _Call(self._kernel, self._run, self._shared, client, time.monotonic() + frame.DEADLINE)
+        inherited = {**sent.others, **sent.environment} if sent.others else {}
+        call = _Call(self._kernel, self._run, self._shared, client, time.monotonic() + frame.DEADLINE, inherited)
         stderr.redirect(messages.append)
         try:
             self._kernel.bind_namespace(sent.environment.get("CNI_NETNS", ""), client.namespace)
@@ -112,13 +114,20 @@ class _Call:
     """
 
     def __init__(
-        self, kernel: WorkerKernel, run: str, shared: Shared, client: ClientConnection, deadline: float
+        self,
+        kernel: WorkerKernel,
+        run: str,
+        shared: Shared,
+        client: ClientConnection,
+        deadline: float,
+        environment: Mapping[str, str],
     ) -> None:
         self._kernel = kernel
         self._run = run
         self._shared = shared
         self._client = client
         self._deadline = deadline
+        self._environment = environment
 
     def handle(self, request: Request) -> Result | None:
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -127,7 +136,7 @@ class _Call:
             self._kernel,
             host,
             watch=self._watch,
-            delegate=delegate.call,
+            delegate=partial(delegate.call, environment=self._environment),
             begin=self._begin,
             log=operation_log(request, _log) if self._shared.level is Level.DEBUG else None,
             caller=self._client.pid,

@@ -331,7 +331,7 @@ static size_t compose(char *text, size_t room) {
     }
     for (char **each = environ; *each && !netavark_command; each++) {
         size_t more = strlen(*each) + 1;
-        if (strncmp(*each, "CNI_", 4))
+        if (more == 1) /* it would end the list */
             continue;
         if (length + more + 1 > room)
             return 0;

@@ -37,7 +37,7 @@ def main() -> int:
     wanted = os.environ.get("WEFT_ENGINE") or "auto"
     command = os.environ.get("CNI_COMMAND", "")
     logging = os.environ.get("WEFT_DEBUG") or os.environ.get("WEFT_LOG")
-    variables = {name: value for name, value in os.environ.items() if name.startswith("CNI_")}
+    variables = dict(os.environ)
     if netavark := call.arguments_of_netavark(os.path.basename(sys.argv[0])):
         variables = dict(zip((_NETAVARK, "CNI_NETNS"), netavark, strict=False))
     answered_here = netavark == ["info"] if netavark else command in ("", "VERSION")

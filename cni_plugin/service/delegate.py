@@ -40,13 +40,17 @@ def find(name: str, path: Sequence[str]) -> str:
     )
 
 
-def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
+def call(
+    name: str, command: str, variables: Mapping[str, str], stdin: bytes, *, environment: Mapping[str, str] | None = None
+) -> bytes:
     """Execute the plugin; its standard output. Its error object is raised with its own code.
+
+    ``environment`` is the caller's, by default this process's; ``variables`` are added to it.
 
     The child is killed with its caller, so that it cannot reserve an address after the DEL.
     Raises PluginFailed where it cannot be executed, fails, or exceeds TIMEOUT.
     """
-    environment = {**os.environ, **variables, "CNI_COMMAND": command}
+    environment = {**(environment or os.environ), **variables, "CNI_COMMAND": command}
     executable = find(name, [folder for folder in environment.get("CNI_PATH", "").split(":") if folder])
     try:
         done = processes.run(

@@ -3,7 +3,7 @@
 A request is a head of 12 bytes (``WEFT``, the protocol's number, 1 where the client understands
 progress, two zero bytes, the body's length) and a body: texts that each end with a zero byte (the
 client's version, the folder its code is in, its view of the file system, the name it was called by,
-the CNI_* variables), an empty text, and standard input as it came. A call by netavark has two: its
+its environment), an empty text, and standard input as it came. A call by netavark has two: its
 command in ``NETAVARK``, and CNI_NETNS. The container's namespace comes as an open descriptor beside
 the first byte, where the path leads to one.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 
 from cni_plugin.wire.plugins import NETAVARK_DRIVERS, OWN_NAME
@@ -47,7 +47,9 @@ class FrameProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestFrame:
-    """A request. ``view`` identifies the client's mount namespace and root directory."""
+    """A request. ``view`` identifies the client's mount namespace and root directory. ``environment`` are the CNI_*
+    variables, ``others`` the rest, for plugins that are executed for the client.
+    """
 
     version: str
     root: str
@@ -55,6 +57,7 @@ class RequestFrame:
     plugin: str
     environment: Mapping[str, str]
     stdin: bytes
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def netavark(self) -> list[str]:
@@ -77,7 +80,7 @@ def view() -> str:
 def request(sent: RequestFrame, *, progress: bool = False) -> bytes:
     """The request as bytes; ``progress``: the client understands progress."""
     texts = [sent.version, sent.root, sent.view, sent.plugin]
-    texts += [f"{name}={value}" for name, value in sent.environment.items()]
+    texts += [f"{name}={value}" for name, value in (*sent.environment.items(), *sent.others.items())]
     body = b"".join(os.fsencode(text) + b"\0" for text in texts) + b"\0" + sent.stdin
     return HEAD.pack(MAGIC, PROTOCOL, progress, len(body)) + body
 
@@ -103,9 +106,13 @@ def parse(body: bytes) -> RequestFrame:
         texts.append(os.fsdecode(body[place:end]))
         place = end + 1
     pairs = (text.partition("=") for text in texts[4:])
-    environment = {name: value for name, equals, value in pairs if equals and name.startswith("CNI_")}
+    environment: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for name, equals, value in pairs:
+        if equals:
+            (environment if name.startswith("CNI_") else others)[name] = value
     version, root, seen, plugin = texts[:4]
-    return RequestFrame(version, root, seen, plugin, environment, body[place + 1 :])
+    return RequestFrame(version, root, seen, plugin, environment, body[place + 1 :], others)
 
 
 def reply(status: int, output: bytes, errors: bytes = b"") -> bytes:

@@ -116,6 +116,22 @@ def start(cni: Cni, command: str, container: str, netns: str) -> subprocess.Pope
     return process
 
 
+def test_another_plugin_has_the_callers_environment(
+    host: Host, engine: Engine, through: Through, tmp_path: Path
+) -> None:
+    """Source: CNI specification section 4, "Delegated plugin execution procedure"."""
+    (tmp_path / "fake").write_text(f"#!/bin/sh\nenv >{tmp_path}/$CNI_COMMAND\necho '{{\"ips\":[]}}'\n")
+    (tmp_path / "fake").chmod(0o755)
+    conf = {"cniVersion": "1.1.0", "name": "engined", "type": "bridge", "ipam": {"type": "fake"}}
+    given = {"HTTPS_PROXY": "http://192.0.2.1", "EMPTY": "", "CNI_OF_OTHERS": "=x"}
+    outcome = through("ADD", conf, netns=host.container(), path=str(tmp_path), extra=given)
+    assert outcome.json["msg"] == "IPAM plugin returned missing IP config"
+    for command in ("ADD", "DEL"):
+        lines = (tmp_path / command).read_text().splitlines()
+        assert {f"{name}={value}" for name, value in given.items()} <= set(lines)
+        assert "CNI_CONTAINERID=c1" in lines and not any(line.startswith("MALLOC_ARENA_MAX") for line in lines)
+
+
 def test_answers_as_a_process_of_its_own_does(host: Host, engine: Engine, through: Through, cni: Cni) -> None:
     path = host.container()
     result = through.add(CONF, path)

@@ -86,9 +86,10 @@ def test_malformed_frame_headers_are_refused(head: bytes) -> None:
         frame.read_head(head)
 
 
-def test_only_cni_variables_are_sent() -> None:
+def test_only_cni_variables_are_the_calls() -> None:
     sent = frame.RequestFrame("1", "/r", "v", "bridge", {"CNI_COMMAND": "ADD", "LD_PRELOAD": "x", "PATH": "/"}, b"{}")
-    assert frame.parse(frame.request(sent)[frame.HEAD.size :]).environment == {"CNI_COMMAND": "ADD"}
+    found = frame.parse(frame.request(sent)[frame.HEAD.size :])
+    assert (found.environment, found.others) == ({"CNI_COMMAND": "ADD"}, {"LD_PRELOAD": "x", "PATH": "/"})
 
 
 def test_newer_compares_versions() -> None:
