@@ -3,7 +3,7 @@
 Keys: ``ingressRate``, ``ingressBurst``, ``egressRate``, ``egressBurst``, in bits per second and bits,
 as seen by the container; if none is set, the same keys of runtimeConfig ``bandwidth``. Ingress is
 shaped on the host end of the veth pair, egress on an ``ifb`` link of the host to which it is
-redirected.
+redirected. ``shapedSubnets`` and ``unshapedSubnets`` are refused: one queue has all packets.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
 from weft.kernel.values import Limit
-from weft.section import Section
+from weft.section import Section, quoted
 from weft.types import ResultInterface, Side
 
 FEATURE = Feature(Stage.QUEUES, plugin="bandwidth", trials=(LinkTrial("ifb", "ifb"),))
 _KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+_SUBNETS = ("shapedSubnets", "unshapedSubnets")
 _LARGEST_RATE = 2**63 - 1
 _LARGEST = 2**32 - 1
 _HEADER = 18
@@ -96,7 +97,15 @@ def _ifb(context: Context, mtu: int) -> Ifb:
 def read(request: Request, keys: Section) -> PlanPart | None:
     given = any(keys.integer(key, least=0, most=_LARGEST_RATE) for key in _KEYS)
     section = keys if given else request.config.runtime.section("bandwidth")
-    return Bandwidth(_rate(section, "ingress"), _rate(section, "egress"))
+    found = Bandwidth(_rate(section, "ingress"), _rate(section, "egress"))
+    named = next((key for key in _SUBNETS if section.texts(key)), "")
+    if named and found != Bandwidth():
+        raise ConfigProblem(
+            f"{section.at(named)} {quoted(section.raw(named))} is not supported",
+            hint="remove it, which limits the traffic with all subnets, or remove the rates",
+            code=UNSUPPORTED_FIELD,
+        )
+    return found
 
 
 def _rate(section: Section, direction: str) -> Rate | None:

@@ -323,6 +323,22 @@ def test_overrides_of_a_links_attributes(kernel: FakeKernel, weft: Weft) -> None
     assert link is not None and (link.promiscuous, link.all_multicast, link.queue_length) == (True, True, 77)
 
 
+@pytest.mark.parametrize("key", ["shapedSubnets", "unshapedSubnets"])
+@pytest.mark.parametrize("runtime", [False, True])
+def test_limits_of_some_subnets_are_refused(kernel: FakeKernel, weft: Weft, key: str, runtime: bool) -> None:
+    """They would be limits of all traffic. Without a rate there is nothing to exempt from."""
+    result = weft.add(DRIVER, NETNS)
+    before = kernel.dump()
+    rates = {"egressRate": 8000, "egressBurst": 80000}
+    for given, code in (({**rates, key: ["10.0.0.0/8"]}, 2), ({key: ["10.0.0.0/8"]}, 0), ({**rates, key: []}, 0)):
+        values = {"runtimeConfig": {"bandwidth": given}} if runtime else given
+        conf = network("bandwidth", **values, prevResult=result)
+        answer = weft("ADD", conf, NETNS)
+        assert answer.code == code, answer
+        assert not code or (f'{key} ["10.0.0.0/8"]' in answer.text and kernel.dump() == before)
+        weft.delete(conf, NETNS)
+
+
 def test_the_administrators_chain_has_the_name_asked_for(kernel: FakeKernel, weft: Weft) -> None:
     conf = network("firewall", backend="iptables", iptablesAdminChainName="MINE", prevResult=weft.add(DRIVER, NETNS))
     weft.add(conf, NETNS)
