@@ -60,6 +60,17 @@ def test_all_is_as_asked_and_then_as_before(host: Host, cni: Cni) -> None:
     cni.check(DRIVER, result, netns)
 
 
+def test_a_list_is_empty_again(host: Host, cni: Cni) -> None:
+    netns, key = host.container(), "net/ipv4/ip_local_reserved_ports"
+    result = cni.add(DRIVER, netns)
+    conf = tuning(sysctl={key: "8080,9000-9010"})
+    told = cni.add({**conf, "prevResult": result}, netns)
+    assert seen.setting(host, key, "c1") == "8080,9000-9010"
+    cni.check(conf, told, netns)
+    cni.delete(conf, netns)
+    assert seen.setting(host, key, "c1") == ""
+
+
 def test_who_asks_last_is_heard(host: Host, cni: Cni) -> None:
     """Order of precedence: args.cni, runtimeConfig, CNI_ARGS, the configuration."""
     netns = host.container()

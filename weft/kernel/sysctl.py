@@ -91,7 +91,8 @@ class Sysctls:
         except OSError as error:
             raise _refusal(setting, error, _OPEN_HINTS) from error
         try:
-            os.write(descriptor, value.encode("utf-8", "surrogateescape"))
+            # Nothing at all would not reach the kernel, and an empty list of ports stay what it was.
+            os.write(descriptor, value.encode("utf-8", "surrogateescape") or b"\n")
         except OSError as error:
             raise _refusal(setting, error, _WRITE_HINTS) from error
         finally:
