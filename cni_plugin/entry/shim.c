@@ -474,6 +474,16 @@ static int is_own_path(const char *path) {
     return path && (strncmp(path, "/proc/self/", 11) == 0 || strncmp(path, "/proc/thread-self/", 18) == 0);
 }
 
+/* Whether a list of folders has one that depends on the working directory, which only this process has. */
+static int has_relative(const char *folders) {
+    for (const char *each = folders; each && *each; each += *each == ':') {
+        if (*each != '/' && *each != ':')
+            return 1;
+        each += strcspn(each, ":");
+    }
+    return 0;
+}
+
 int main(int count, char **arguments) {
     const char *slash = count && *arguments ? strrchr(arguments[0], '/') : NULL;
     const char *command = getenv("CNI_COMMAND"), *wanted = getenv("WEFT_ENGINE"), *debug = getenv("WEFT_DEBUG");
@@ -496,8 +506,8 @@ int main(int count, char **arguments) {
         container = netavark_namespace;
     } else if (strcmp(command, "VERSION") == 0)
         return answer_version();
-    if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || (log && *log) || is_own_path(container) || isatty(0) ||
-        stat("/proc/self/ns/net", &own))
+    if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || (log && *log) || is_own_path(container) ||
+        has_relative(getenv("CNI_PATH")) || isatty(0) || stat("/proc/self/ns/net", &own))
         serve_here(0);
     int required = wanted && strcmp(wanted, "require") == 0;
     if (read_input(-1) < 0)

@@ -45,6 +45,8 @@ def main() -> int:
         return call.main()
     if variables.get("CNI_NETNS", "").startswith(_OWN_NAMESPACE) or not _has_piped_input():
         return call.main()
+    if any(folder and folder[0] != "/" for folder in variables.get("CNI_PATH", "").split(":")):
+        return call.main()  # only this process has the working directory that it starts from
     stdin = _read_input()
     connection = _connect()
     if connection is None:

@@ -132,6 +132,18 @@ def test_another_plugin_has_the_callers_environment(
         assert "CNI_CONTAINERID=c1" in lines and not any(line.startswith("MALLOC_ARENA_MAX") for line in lines)
 
 
+@pytest.mark.parametrize("path", ["plugins", "/nowhere:./plugins", "/nowhere::plugins:"])
+def test_folders_of_plugins_may_be_relative(host: Host, engine: Engine, cni: Cni, tmp_path: Path, path: str) -> None:
+    """As cnitool is called in its guide: ``CNI_PATH=./bin cnitool add``."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "fake").write_text("#!/bin/sh\necho '{\"ips\":[]}'\n")
+    (tmp_path / "plugins" / "fake").chmod(0o755)
+    conf = {"cniVersion": "1.1.0", "name": "engined", "type": "bridge", "ipam": {"type": "fake"}}
+    auto = {"WEFT_ENGINE": "auto"}
+    outcome = cni("ADD", conf, netns=host.container(), path=path, extra=auto, folder=str(tmp_path))
+    assert outcome.json["msg"] == "IPAM plugin returned missing IP config"
+
+
 def test_answers_as_a_process_of_its_own_does(host: Host, engine: Engine, through: Through, cni: Cni) -> None:
     path = host.container()
     result = through.add(CONF, path)
