@@ -100,7 +100,7 @@ class Networks:
                 raise BadOption(f"--mac-address {asked} cannot be set with {parents}, which uses that of the parent")
         elif not asked:
             mac = identity.mac("docker", call.text("EndpointID"))
-        addresses = tuple(text for key in ("Address", "AddressIPv6") if (text := given.text(key)))
+        addresses = tuple(str(one) for key in ("Address", "AddressIPv6") if (one := given.cidr(key)) is not None)
         call.problems.raise_any()
         self._kept.write(Endpoint(call.text("EndpointID"), network.id, addresses, mac, made=time.time()))
         return {"Interface": {"MacAddress": mac} if mac and not asked else {}}

@@ -16,6 +16,7 @@ from cni_plugin.plan import modules
 from cni_plugin.service.overlaps import KEY, Use
 from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import BadOption, InUse
+from weft.identity import link_name_problem
 from weft.section import Problems, Section
 from weft.types import Subnet
 
@@ -73,9 +74,9 @@ def read(call: Section) -> Wanted:
 
 def _pooled(sections: Iterable[Section]) -> Iterator[Pooled]:
     for one in sections:
-        subnet = one.subnet("Pool")
+        subnet, gateway = one.subnet("Pool"), one.cidr("Gateway")
         if subnet is not None:
-            yield Pooled(subnet, one.text("Gateway"), one.text("AddressSpace") == SPACE)
+            yield Pooled(subnet, str(gateway or ""), one.text("AddressSpace") == SPACE)
 
 
 def build(wanted: Wanted, others: Iterable[Network]) -> Network:
@@ -113,6 +114,8 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
     binding = _binding(wanted.options.get(_BINDING, ""))
     names, default_route = (create.flag(key, wanted.options.get(key, "true")) for key in (_NAMES, _DEFAULT_ROUTE))
     prefix = wanted.options.get(_PREFIX, "")
+    if prefix and (problem := link_name_problem(f"{prefix}0")):
+        raise BadOption(f"invalid value {prefix!r} for option {_PREFIX}: with a number, the name of a link {problem}")
     return Network(
         wanted.id, name, config, gateways, wanted.internal, binding, prefix, names, time.time(), default_route
     )

@@ -113,7 +113,7 @@ class Driver:
             status, said = 200, "done"
         except WeftError as error:
             status, answer, said = 400, {"Err": str(error)}, f"refused: {error}"
-        except (ValueError, RecursionError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             status, answer, said = 400, {"Err": f"not valid JSON: {error}"}, f"refused: {error}"
         except Exception as error:
             text = f"internal error: {type(error).__name__}: {error}"

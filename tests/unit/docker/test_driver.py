@@ -242,6 +242,8 @@ def test_an_internal_network_has_no_way_out(driver: Networks) -> None:
         ({"mtu": "many"}, "invalid value 'many' for option mtu"),
         ({"colour": "red"}, "unknown option 'colour' for driver bridge"),
         ({"com.docker.network.bridge.host_binding_ipv4": "here"}, "is not an IP address"),
+        ({"com.docker.network.container_iface_prefix": "fifteen-letters"}, "must not be longer than 15 bytes"),
+        ({"com.docker.network.container_iface_prefix": "a/b"}, "must be printable ASCII"),
         ({"driver": "macvlan", "parent": "lan9"}, 'master "lan9" not found on the host'),
         ({"driver": "macvlan", "parent": "lan0", "mtu": "9000"}, "mtu 9000 must be between 0 and 1500"),
     ],
@@ -261,6 +263,17 @@ def test_a_bridge_belongs_to_one_network(driver: Networks) -> None:
     created(driver, **named)
     with pytest.raises(InUse, match="bridge blue0 is already in use by network a9fe288e7882"):
         created(driver, 19, "b" * 16, **named)
+
+
+def test_addresses_that_are_none_are_refused(driver: Networks, kept: Kept) -> None:
+    """Kept, they would make each later call fail, also the one that deletes the endpoint."""
+    pool = {"Pool": "172.18.0.0/16", "Gateway": "here"}
+    with pytest.raises(WeftError, match=r"IPv4Data\[0\]\.Gateway .* is not an address"):
+        driver.create_network(call(NetworkID=NETWORK, Options={}, IPv4Data=[pool]))
+    created(driver)
+    with pytest.raises(WeftError, match=r"Interface\.Address .* is not an address"):
+        driver.create_endpoint(call(NetworkID=NETWORK, EndpointID=ENDPOINT, Interface={"Address": "here"}))
+    assert list(kept.all(Endpoint)) == []
 
 
 def test_unknown_networks_and_ids(driver: Networks, kept: Kept) -> None:
