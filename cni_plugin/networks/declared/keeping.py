@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from cni_plugin.networks import conflists
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.declared.document import KINDS
+from cni_plugin.plan import modules
+from cni_plugin.plan.traits import Parent
 from weft import files
 from weft.errors import StateDamaged
 
@@ -85,7 +87,7 @@ def _value(value: object) -> str:
 
 def exported(applied: Tables, networks: Sequence[NetworkList]) -> tuple[dict[str, dict[str, object]], list[str]]:
     """What has been applied, and the networks of ``weft network create``; and a sentence for each network
-    that a file cannot declare.
+    that a file cannot declare, or not all of.
     """
     found: dict[str, dict[str, object]] = {kind: dict(table) for kind, table in applied.items()}
     left = []
@@ -94,9 +96,26 @@ def exported(applied: Tables, networks: Sequence[NetworkList]) -> tuple[dict[str
             continue
         if OWN_KEY in one.content and len(one.plugins) == 1 and one.weft and not one.cluster:
             found.setdefault("network", {})[one.name] = _network(one)
+            if lost := _not_declared(one):
+                left.append(f"network {one.name} is exported without its {' and '.join(lost)}: no file declares that")
         else:
             left.append(f"network {one.name} ({one.path}) is not of weft network create, and not exported")
     return {kind: found[kind] for kind in KINDS if found.get(kind)}, left
+
+
+def _not_declared(one: NetworkList) -> list[str]:
+    """The options of ``weft network create`` that a network has and a file does not."""
+    driver, ipam = modules.declared(one.driver), one.main.section("ipam")
+    ranges = [each for listed in ipam.items("ranges") if isinstance(listed, list) for each in listed]
+    has = {
+        "--dns": any(one.main.section(key).texts("nameservers") for key in ("dns", "names")),
+        "--route": any(each.text("gw") for each in ipam.sections("routes")),
+        "--ipam-driver": driver.addresses and ipam.text("type") != "host-local",
+        # On a LAN the addresses of the host are excluded, and will be again.
+        "--aux-address": driver.parent is not Parent.SHARED
+        and any(isinstance(each, dict) and each.get("exclude") for each in ranges),
+    }
+    return [option for option, is_given in has.items() if is_given]
 
 
 def _network(one: NetworkList) -> Json:

@@ -133,6 +133,21 @@ def test_what_is_exported_declares_the_same(run, office: str, kept: Path, tmp_pa
     assert "[network.blue]" in kept.read_text()
 
 
+def test_what_an_export_leaves_out_is_said(run, kept: Path) -> None:
+    create = ("network", "create", "--subnet")
+    run.good(*create, "10.7.0.0/24", "blue", "--dns", "192.0.2.53", "--route", "10.9.0.0/16,10.7.0.9")
+    run.good(*create, "10.8.0.0/24", "red", "--aux-address", "router=10.8.0.9")
+    run.good(*create, "192.0.2.0/24", "lan", "-d", "macvlan", "-o", "parent=lan0")
+    run.good("network", "create", "dynamic", "-d", "macvlan", "--ipam-driver", "dhcp", "-o", "parent=lan0")
+    said = run("export")
+    assert said.code == 0 and set(tomllib.loads(said.out)["network"]) == {"blue", "red", "lan", "dynamic"}
+    assert said.err.splitlines() == [
+        "weft: network blue is exported without its --dns and --route: no file declares that",
+        "weft: network dynamic is exported without its --ipam-driver: no file declares that",
+        "weft: network red is exported without its --aux-address: no file declares that",
+    ]
+
+
 def test_a_changed_declaration_changes_what_is_there(run, office: str, tmp_path: Path) -> None:
     run.good("apply", "-f", office)
     text = OFFICE.replace("02:00:00:00:0f:01", "02:00:00:00:0f:02").replace("10.50.0.20/24", "10.50.0.21/24")
