@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from cni_plugin.cli import clustered
@@ -135,9 +137,13 @@ def create(
         try:
             Chain(tool.service, parsed, probe, tool.path).validate()
         except ConfigProblem as error:
-            raise BadOption(error.message) from error
+            raise BadOption(_IN_RANGE.sub(lambda found: _OPTIONS[found[1]], error.message)) from error
         conflists.write(tool.config, chosen, content)
     _report(tool, chosen, json_output)
+
+
+_OPTIONS = {"subnet": "--subnet", "gateway": "--gateway", "rangeStart": "--ip-range", "rangeEnd": "--ip-range"}
+_IN_RANGE = re.compile(rf"ipam\.ranges\[\d+]\[\d+]\.({'|'.join(_OPTIONS)})")
 
 
 def _report(tool: Tool, name: str, json_output: bool) -> None:

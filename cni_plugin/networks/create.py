@@ -370,7 +370,11 @@ def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...], taken: Sequence
     ipam: Json = {"type": "host-local", "ranges": [[one] for one in ranges.values()]}
     default = {4: "0.0.0.0/0", 6: "::/0"}
     versions = [] if requested.internal else sorted({subnet.version for subnet in subnets})
-    if routes := [*({"dst": default[version]} for version in versions), *map(_route, requested.routes)]:
+    own = [_route(text) for text in requested.routes]
+    for via in (ip_address(str(route["gw"])) for route in own):
+        if not via.is_link_local:
+            _subnet_of("the gateway of --route,", str(via), (via,), subnets)
+    if routes := [*({"dst": default[version]} for version in versions), *own]:
         ipam["routes"] = routes
     return ipam
 
