@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from discovery.consul.regex import Regex
+from discovery.consul.regex import Regex, Steps
 from discovery.consul.regex_parser import BadRegex
 from discovery.json_schema import Schema
 
@@ -75,6 +75,7 @@ class _Parser:
         self._position = 0
         self._schema = schema
         self._depth = 0
+        self._steps = Steps()
 
     def read(self) -> Predicate:
         if not self._tokens:
@@ -150,14 +151,14 @@ class _Parser:
         negated = self._accept("not")
         if not self._accept("in"):
             raise BadFilter(f"expected in or not in after the value {value[:40]!r}")
-        return _compile_selector(self._schema, self._parse_selector(self._next()), "in", value, negated)
+        return self._compiled(self._parse_selector(self._next()), "in", value, negated)
 
     def _parse_comparison(self, path: tuple[str, ...]) -> Predicate:
         if self._accept("is"):
             negated = self._accept("not")
             if not self._accept("empty"):
                 raise BadFilter(f"expected empty or not empty after {'.'.join(path)} is")
-            return _compile_selector(self._schema, path, "empty", "", negated)
+            return self._compiled(path, "empty", "", negated)
         negated = self._accept("not")
         operator = next((word for word in _OPERATORS if self._accept(word)), None)
         if operator is None or (negated and operator in ("==", "!=")):
@@ -172,7 +173,10 @@ class _Parser:
             raise BadFilter(f"expected a value after {'.'.join(path)} {operator}")
         if operator == "!=":
             operator, negated = "==", True
-        return _compile_selector(self._schema, path, "in" if operator == "contains" else operator, value, negated)
+        return self._compiled(path, "in" if operator == "contains" else operator, value, negated)
+
+    def _compiled(self, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
+        return _compile_selector(self._schema, path, operator, value, negated, self._steps)
 
     def _parse_selector(self, first: _Token) -> tuple[str, ...]:
         if first.kind == "text" and first.text.startswith('"/'):
@@ -211,39 +215,41 @@ def _unquoted_value(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
 # Matching by schema type
 
 
-def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
+def _compile_selector(
+    schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool, steps: Steps
+) -> Predicate:
     """Compile a match: resolve the selector in the schema; only keys of maps may be missing."""
     if not path:
-        return _compile_matcher(schema, operator, value, negated)
+        return _compile_matcher(schema, operator, value, negated, steps)
     name, rest = path[0], path[1:]
     if schema["type"] == "array":
-        inner = _compile_selector(schema["items"], path, operator, value, negated)
+        inner = _compile_selector(schema["items"], path, operator, value, negated, steps)
         return lambda item: any(inner(part) for part in (item if isinstance(item, list) else ()))
     if name in schema.get("properties", {}):
-        inner = _compile_selector(schema["properties"][name], rest, operator, value, negated)
+        inner = _compile_selector(schema["properties"][name], rest, operator, value, negated, steps)
         return lambda item: inner(item.get(name) if isinstance(item, dict) else None)
     values = schema.get("additionalProperties")
     if isinstance(values, dict):
-        inner = _compile_selector(values, rest, operator, value, negated)
+        inner = _compile_selector(values, rest, operator, value, negated, steps)
         missing = negated != (operator == "empty")
         return lambda item: inner(item[name]) if isinstance(item, dict) and name in item else missing
     raise BadFilter(f'Selector "{name[:80]}" is not valid')
 
 
-def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
+def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool, steps: Steps) -> Predicate:
     kind = schema["type"]
     test = _MATCHERS.get((kind, operator)) if isinstance(kind, str) else None
     if test is None or (kind == "object" and "additionalProperties" not in schema):
         raise BadFilter(f'invalid operator "{operator}" for a selector of type {kind}')
-    made = test(schema, value)
+    made = test(schema, value, steps)
     return (lambda item: not made(item)) if negated else made
 
 
-def _equal_text(schema: Schema, value: str) -> Predicate:
+def _equal_text(schema: Schema, value: str, steps: Steps) -> Predicate:
     return lambda item: (item or "") == value
 
 
-def _equal_number(schema: Schema, value: str) -> Predicate:
+def _equal_number(schema: Schema, value: str, steps: Steps) -> Predicate:
     try:
         number = float(value) if schema["type"] == "number" else int(value)
     except ValueError:
@@ -251,16 +257,16 @@ def _equal_number(schema: Schema, value: str) -> Predicate:
     return lambda item: (item or 0) == number
 
 
-def _equal_flag(schema: Schema, value: str) -> Predicate:
+def _equal_flag(schema: Schema, value: str, steps: Steps) -> Predicate:
     flags = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
     if value.lower() not in flags:
         raise BadFilter(f"{value[:40]!r} is not a boolean")
     return lambda item: bool(item) is flags[value.lower()]
 
 
-def _matching(schema: Schema, value: str) -> Predicate:
+def _matching(schema: Schema, value: str, steps: Steps) -> Predicate:
     try:
-        pattern = Regex(value)
+        pattern = Regex(value, steps)
     except BadRegex as error:
         raise BadFilter(str(error)) from None
 
@@ -273,24 +279,24 @@ def _matching(schema: Schema, value: str) -> Predicate:
     return test
 
 
-def _part_of_text(schema: Schema, value: str) -> Predicate:
+def _part_of_text(schema: Schema, value: str, steps: Steps) -> Predicate:
     return lambda item: value in (item if isinstance(item, str) else "")
 
 
-def _in_list(schema: Schema, value: str) -> Predicate:
-    equal = _compile_matcher(schema["items"], "==", value, False)
+def _in_list(schema: Schema, value: str, steps: Steps) -> Predicate:
+    equal = _compile_matcher(schema["items"], "==", value, False, steps)
     return lambda item: any(equal(part) for part in (item if isinstance(item, list) else ()))
 
 
-def _key_of(schema: Schema, value: str) -> Predicate:
+def _key_of(schema: Schema, value: str, steps: Steps) -> Predicate:
     return lambda item: isinstance(item, dict) and value in item
 
 
-def _empty(schema: Schema, value: str) -> Predicate:
+def _empty(schema: Schema, value: str, steps: Steps) -> Predicate:
     return lambda item: not item
 
 
-_MATCHERS: dict[tuple[str, str], Callable[[Schema, str], Predicate]] = {
+_MATCHERS: dict[tuple[str, str], Callable[[Schema, str, Steps], Predicate]] = {
     ("string", "=="): _equal_text,
     ("string", "matches"): _matching,
     ("string", "in"): _part_of_text,

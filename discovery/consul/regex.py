@@ -25,7 +25,9 @@ from discovery.consul.regex_parser import (
 
 _MAX_INSTRUCTIONS = 2000
 _MAX_STEPS = 200_000
-"""States that one regex may visit before it is given up; cached transitions are free."""
+"""Parts that are compiled and states that are visited before expressions are given up; cached transitions
+are free. They take some 0.2 s.
+"""
 _MAX_CACHED_STEPS = 5000
 
 
@@ -40,29 +42,53 @@ _Instruction = CharClass | Anchor | _Split | None
 """None accepts."""
 
 
-class Regex:
-    """A compiled expression. Raises BadRegex."""
+class Steps:
+    """What the expressions of one request may take together."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self) -> None:
+        self._left = _MAX_STEPS
+
+    def charge(self, steps: int) -> None:
+        """Raise BadRegex if they have taken too many."""
+        self._left -= steps
+        if self._left < 0:
+            raise BadRegex("the expression takes too long to match")
+
+
+class Regex:
+    """A compiled expression; ``steps`` are shared with other expressions. Raises BadRegex."""
+
+    def __init__(self, text: str, steps: Steps | None = None) -> None:
+        self._charge = (steps or Steps()).charge
         if len(text) > MAX_LENGTH:
             raise BadRegex(f"the expression is {len(text)} characters long, the limit is {MAX_LENGTH}")
         self._program: list[_Instruction] = []
         self._nodes_compiled = 0
         self._compile(RegexParser(text).read())
         self._program.append(None)
-        self._steps_left = _MAX_STEPS
         self._transitions: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._ends: dict[tuple[frozenset[int], bool], bool] = {}
         self._start_states = self._epsilon_closure([0], begin=False, end=False)
+        self._first_states = self._epsilon_closure([0], begin=True, end=False)
 
     def search(self, text: str) -> bool:
         """Whether the text contains a match. Raises BadRegex if matching takes too many steps."""
         last = len(self._program) - 1
-        states = self._epsilon_closure([0], begin=True, end=False)
+        states = self._first_states
         for character in text:
             if last in states:
                 return True
             states = self._step(states, character)
-        return last in self._epsilon_closure(list(states), begin=not text, end=True)
+        return self._accepts_at_end(states, begin=not text)
+
+    def _accepts_at_end(self, states: frozenset[int], *, begin: bool) -> bool:
+        known = self._ends.get((states, begin))
+        if known is None:
+            if len(self._ends) >= _MAX_CACHED_STEPS:
+                self._ends.clear()
+            last = len(self._program) - 1
+            known = self._ends[states, begin] = last in self._epsilon_closure(list(states), begin=begin, end=True)
+        return known
 
     def _step(self, states: frozenset[int], character: str) -> frozenset[int]:
         known = self._transitions.get((states, character))
@@ -96,11 +122,6 @@ class Regex:
         self._charge(len(found))
         return frozenset(found)
 
-    def _charge(self, steps: int) -> None:
-        self._steps_left -= steps
-        if self._steps_left < 0:
-            raise BadRegex("the expression takes too long to match")
-
     def _emit(self, instruction: _Instruction) -> int:
         if len(self._program) >= _MAX_INSTRUCTIONS:
             raise BadRegex("the expression is too large")
@@ -109,6 +130,7 @@ class Regex:
 
     def _compile(self, tree: Node) -> None:
         self._nodes_compiled += 1  # what repeats nothing emits nothing, and must end too
+        self._charge(1)
         if self._nodes_compiled > 5 * _MAX_INSTRUCTIONS:
             raise BadRegex("the expression is too large")
         match tree:
