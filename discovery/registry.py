@@ -106,6 +106,11 @@ class Registry:
         """The checks by id with their latest output, without the agent's own (``serfHealth``)."""
         return {name: one for name, one in self._local.checks.items() if name != SERF_HEALTH}
 
+    def checks_of(self, instance_id: str) -> list[Check]:
+        """The checks of an instance and those of the node, sorted by id, without the agent's own."""
+        found = [*self._local.of(instance_id), *self._local.of("")]
+        return sorted((one for one in found if one.id != SERF_HEALTH), key=lambda one: one.id)
+
     def definitions(self) -> dict[str, CheckDefinition]:
         """The check definitions by id."""
         return dict(self._local.definitions)

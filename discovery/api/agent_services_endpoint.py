@@ -122,9 +122,7 @@ class AgentServicesEndpoint:
         return _health_response(found, found["AggregatedStatus"], request)
 
     def _health(self, instance: Instance) -> ServiceHealth:
-        checks = [
-            check for _, check in sorted(self._registry.checks().items()) if check.service_id in ("", instance.id)
-        ]
+        checks = self._registry.checks_of(instance.id)
         return {
             "AggregatedStatus": _aggregated(checks),
             "Service": serialize.agent_service(instance, self._registry.node.datacenter),

@@ -135,6 +135,18 @@ def test_health_of_local_services(agent: LabAgent, client: consul.Consul) -> Non
         client.agent.service.deregister(f"h{number}")
 
 
+def test_health_of_a_service_looks_at_its_own_checks_alone(agent: LabAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All checks were copied and sorted for each instance: 2,000 of them took 1.7 s."""
+    agent.put("/v1/agent/service/register", {"Name": "h", "ID": "h1", "Checks": [{"CheckID": "z", "TTL": "1h"}]})
+    agent.put("/v1/agent/check/register", {"Name": "node", "TTL": "1h"})
+    monkeypatch.delattr("discovery.registry.Registry.checks")
+    found = agent.get("/v1/agent/health/service/name/h").json[0]
+    assert [one["CheckID"] for one in found["Checks"]] == ["node", "z"]
+    monkeypatch.undo()
+    agent.put("/v1/agent/service/deregister/h1")
+    agent.put("/v1/agent/check/deregister/node")
+
+
 def test_a_blocking_query_by_hash(agent: LabAgent, client: consul.Consul) -> None:
     client.agent.service.register("w", "w1", port=1)
     first = agent.get("/v1/agent/service/w1")
