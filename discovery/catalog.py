@@ -157,6 +157,10 @@ class Catalog:
         found = self._checks.get(name, {})
         return tuple(found[key] for key in sorted(found))
 
+    def check(self, node_name: str, check_id: str) -> Check | None:
+        """A check by node and id; None if there is none."""
+        return self._checks.get(node_name, {}).get(check_id)
+
     def virtual_addresses(self, name: str) -> tuple[VirtualAddress, ...]:
         """The virtual addresses of a service, IPv4 before IPv6."""
         found = self._virtuals_by_service.get(name, {})

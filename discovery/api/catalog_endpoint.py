@@ -71,9 +71,8 @@ class CatalogEndpoint:
             replaced = self._catalog.instance(node.name, instance.id)
             if replaced is not None:
                 acl.require_write("service", replaced.name)
-        known_checks = {one.id: one for one in self._catalog.node_checks(node.name)}
         for check in checks:
-            for one in (check, known_checks.get(check.id, check)):
+            for one in (check, self._catalog.check(node.name, check.id) or check):
                 acl.require_write(*(("service", one.service_name) if one.service_name else ("node", node.name)))
 
     def _spelled(self, node: Node) -> Node:
@@ -166,7 +165,8 @@ class CatalogEndpoint:
             instance = self._catalog.instance(node, service_id)
             service = instance.name if instance is not None else ""
         elif check_id:
-            service = next((one.service_name for one in self._catalog.node_checks(node) if one.id == check_id), "")
+            check = self._catalog.check(node, check_id)
+            service = check.service_name if check is not None else ""
         if not (service and acl.writes("service", service)):
             acl.require_write("node", node)
 

@@ -94,12 +94,12 @@ class SessionEndpoint:
 
     def _validate_checks(self, session: Session) -> None:
         """Validate that the checks of a session exist and are not critical. Raises HttpError."""
-        found = {check.id: check for check in self._catalog.node_checks(session.node)}
         for name in (*session.checks, *session.service_checks):
+            found = self._catalog.check(session.node, name)
             # This agent is alive, even if its lease has just expired.
-            if name not in found and (name != SERF_HEALTH or session.node != self._node):
+            if found is None and (name != SERF_HEALTH or session.node != self._node):
                 raise HttpError(400, f"Missing check '{name}' registration")
-            if name in found and found[name].status is Status.CRITICAL:
+            if found is not None and found.status is Status.CRITICAL:
                 raise HttpError(400, f"Check '{name}' is in critical state")
 
     @endpoint(

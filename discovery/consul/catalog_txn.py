@@ -43,7 +43,7 @@ class CatalogOperation:
             case Check():
                 service = catalog.instance(value.node, value.service_id) if value.service_id else None
                 value = replace(value, service_name=service.name) if service is not None else value
-                old = next((one for one in catalog.node_checks(value.node) if one.id == value.id), None)
+                old = catalog.check(value.node, value.id)
         if old is not None and self.verb in ("get", "delete", "delete-cas"):
             return (old,)
         return (value, old) if old is not None else (value,)

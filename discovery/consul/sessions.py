@@ -21,7 +21,7 @@ from discovery.catalog import CHECKS, NODES, Catalog, Topic
 from discovery.consul.json_fields import Fields
 from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, decode_pair, encode_pair
 from discovery.layout import HOSTS, session_key, split_key, store_key
-from discovery.structs import SERF_HEALTH, Check, Status
+from discovery.structs import SERF_HEALTH, Status
 from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Range, Store, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -220,11 +220,11 @@ class SessionManager:
                 self._ended.put_nowait((session.id, session_key(session.node, session.id)))
 
     def _healthy(self, session: Session) -> bool:
-        found = {check.id: check for check in self._catalog.node_checks(session.node)}
         wanted = {*session.checks, *session.service_checks}
         if session.node == self._node:
             wanted.discard(SERF_HEALTH)  # this agent is alive, even if its lease has just expired
-        return _none_critical(wanted, found)
+        found = [self._catalog.check(session.node, name) for name in wanted]
+        return all(one is not None and one.status is not Status.CRITICAL for one in found)
 
     async def _release_ended(self) -> None:
         while True:
@@ -302,7 +302,3 @@ def _encode(session: Session) -> bytes:
 
 def _noop() -> None:
     """Do nothing."""
-
-
-def _none_critical(wanted: Iterable[str], found: dict[str, Check]) -> bool:
-    return all(name in found and found[name].status is not Status.CRITICAL for name in wanted)

@@ -216,6 +216,20 @@ def test_a_session_ends_with_its_check(agent: LabAgent, client: consul.Consul) -
     client.agent.check.deregister("job")
 
 
+def test_sessions_look_at_their_own_checks_alone(
+    agent: LabAgent, client: consul.Consul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change of a check had all checks sorted for each session: 200 and 1,000 of them took 34 ms."""
+    client.agent.check.register("job", check=consul.Check.ttl("1h"))
+    client.agent.check.ttl_pass("job")
+    monkeypatch.delattr("discovery.catalog.Catalog.node_checks")
+    session = client.session.create(checks=["serfHealth", "job"])
+    client.agent.check.ttl_fail("job")
+    until(lambda: client.session.info(session)[1] is None)
+    monkeypatch.undo()
+    client.agent.check.deregister("job")
+
+
 def test_a_session_with_more_locks_than_attempts_releases_all(
     agent: LabAgent, client: consul.Consul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
