@@ -204,8 +204,8 @@ def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str
     """Free the network's leases that are neither of a valid attachment nor held otherwise: of a killed
     ADD, or of the reference host-local, which keeps no records. Another IPAM plugin does so itself.
     """
-    lease = assemble.read(request).lease
     try:
+        lease = assemble.read(request).lease
         if isinstance(lease, ForeignLease):
             lease.collect(context.machine(None))
         elif isinstance(lease, PoolLease):

@@ -238,6 +238,7 @@ def test_a_refused_plugin_of_a_list_takes_no_link_with_it(fake: Fake) -> None:
     for refused in ({"type": "firewall", "backend": "firewalld"}, {"type": "portmap", "conditionsV4": ["-m", "x"]}):
         conf = {**red, **refused, "prevResult": result}
         assert fake("ADD", conf, "/c1").code == 2
+        assert fake("GC", {**conf, "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}).code == 2
         fake.delete(conf, "/c1")
         assert fake.check(red, result, "/c1") == ""
 
