@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_interface
 
 from ipam.ranges import Pool, Sets, describe, gateways, read_sets
+from weft import files
 from weft.cni_keys import routes
 from weft.section import Section, quoted
 from weft.types import Address, Dns
@@ -117,13 +117,7 @@ def resolv_conf(ipam: Section) -> Dns:
     if not path:
         return Dns()
     try:
-        # O_NONBLOCK: opening a FIFO would block, also in a DEL.
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8", errors="replace"
-        ) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("not a regular file")
-            lines = file.read(_MAX_RESOLV_CONF).splitlines()
+        lines = files.read(path, _MAX_RESOLV_CONF, own=False).decode("utf-8", "replace").splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         ipam.problem("resolvConf", f"cannot be read: {reason}")

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from weft import configuration
+from weft import configuration, files
 from weft.errors import ConfigProblem
 from weft.identity import link_name_problem
 from weft.section import Problems, Section, similar
@@ -74,8 +74,7 @@ def configured() -> Uplink:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file).get("uplink")
+        table = tomllib.loads(files.read(path, own=False).decode()).get("uplink")
     except (OSError, ValueError) as error:
         raise ConfigProblem(f"cannot read {path}: {error}") from error
     problems = Problems()

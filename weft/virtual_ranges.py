@@ -6,7 +6,7 @@ import contextlib
 import os
 from ipaddress import ip_network
 
-from weft import configuration
+from weft import configuration, files
 from weft.types import Subnet
 
 RANGES: tuple[Subnet, ...] = (ip_network("10.79.0.0/16"), ip_network("fd57:6566:7400::/112"))
@@ -29,8 +29,7 @@ def configured() -> tuple[Subnet, ...]:
     import tomllib
 
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        with open(path, "rb") as file:
-            balancer = tomllib.load(file).get("balancer", {})
+        balancer = tomllib.loads(files.read(path, own=False).decode()).get("balancer", {})
         if balancer.get("enabled") is False:
             return ()
         if "ranges" in balancer:

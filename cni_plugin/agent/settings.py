@@ -27,7 +27,7 @@ from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
 from discovery.structs import MAX_TTL
 from store.etcd.settings import EtcdSettings
-from weft import configuration, uplink
+from weft import configuration, files, uplink
 from weft.errors import ConfigProblem, StateDamaged
 from weft.section import Problems, Section, similar
 
@@ -100,7 +100,7 @@ def read(path: str = "", given: Given | None = None) -> Settings:
     named = path or configuration.named()
     where = Path(named or configuration.PATH)
     try:
-        found = tomllib.loads(where.read_text(encoding="utf-8"))
+        found = tomllib.loads(files.read(str(where), own=False).decode("utf-8"))
     except FileNotFoundError:
         if named:
             raise ConfigProblem(f"{where} not found", hint="conf/weft.toml is an example") from None

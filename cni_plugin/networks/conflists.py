@@ -193,8 +193,7 @@ def chosen(folder: str, word: str) -> NetworkList:
 def load(path: str) -> NetworkList:
     """Read one file. Raises ConfigProblem, naming the file and the errors in it."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = files.read(path, _MOST_BYTES + 1, own=False)
     except OSError as error:
         raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.plan.plan import Device
+from weft import files
 from weft.errors import ConfigProblem, KernelLacks, Missing
 from weft.kernel import default_route
 from weft.kernel.interface import Namespace, Ruleset
@@ -102,8 +103,7 @@ class KernelFacts:
 
     def lines(self, path: str) -> tuple[str, ...] | None:
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return tuple(file.read().splitlines())
+            return tuple(files.read(path, own=False).decode("utf-8", "replace").splitlines())
         except FileNotFoundError:
             return None
         except OSError as error:

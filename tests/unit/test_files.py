@@ -6,21 +6,24 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cni_plugin.agent import settings
 from cni_plugin.engine import listener as engine_listener
 from cni_plugin.entry import installation
 from cni_plugin.networks import conflists
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.wire.plugins import OWN_NAME
 from lab.calls import Weft
 from lab.confs import dual, network
-from weft import files
+from weft import files, uplink, virtual_ranges
 from weft.daemon_socket import DaemonSocket
 from weft.daemons import Daemon
-from weft.errors import StateDamaged
+from weft.errors import StateDamaged, WeftError
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 
@@ -54,6 +57,37 @@ def killed(work: Callable[[], object], at: int) -> bool:
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def _said(work: Callable[[], object]) -> object:
+    try:
+        return work()
+    except WeftError as error:
+        return error.message
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda path: conflists.load(path), "not a regular file"),
+        (lambda path: KernelFacts(FakeKernel().host, None).lines(path), "not a regular file"),
+        (lambda path: uplink.configured(), "not a regular file"),
+        (lambda path: virtual_ranges.configured(), virtual_ranges.RANGES),
+        (settings.read, "not a regular file"),
+    ],
+)
+def test_no_reader_waits_for_a_fifo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[str], object], said: object
+) -> None:
+    """In the place of an administrator's file: an open(2) would wait for a writer, with an attachment locked."""
+    path = str(tmp_path / "file.toml")
+    os.mkfifo(path)
+    monkeypatch.setenv("WEFT_CONFIG", path)
+    found: list[object] = []
+    reader = threading.Thread(target=lambda: found.append(_said(lambda: read(path))), daemon=True)
+    reader.start()
+    reader.join(5)
+    assert found and (found[0] == said or str(said) in str(found[0])), found
 
 
 def present(folder: Path) -> set[str]:
