@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from cni_plugin.networks import conflists
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.declared.document import KINDS
-from cni_plugin.plan import modules
-from cni_plugin.plan.traits import Parent
 from weft import files
 from weft.errors import StateDamaged
 
@@ -105,14 +103,14 @@ def exported(applied: Tables, networks: Sequence[NetworkList]) -> tuple[dict[str
 
 def _not_declared(one: NetworkList) -> list[str]:
     """The options of ``weft network create`` that a network has and a file does not."""
-    driver, ipam = modules.declared(one.driver), one.main.section("ipam")
+    ipam = one.main.section("ipam")
     ranges = [each for listed in ipam.items("ranges") if isinstance(listed, list) for each in listed]
     has = {
         "--dns": any(one.main.section(key).texts("nameservers") for key in ("dns", "names")),
         "--route": any(each.text("gw") for each in ipam.sections("routes")),
-        "--ipam-driver": driver.addresses and ipam.text("type") != "host-local",
-        # On a LAN the addresses of the host are excluded, and will be again.
-        "--aux-address": driver.parent is not Parent.SHARED
+        "--ipam-driver": "ipam" in one.main and ipam.text("type") != "host-local",
+        # On a LAN, where no ports are published, the addresses of the host are excluded, and will be again.
+        "--aux-address": "portmap" in one.main
         and any(isinstance(each, dict) and each.get("exclude") for each in ranges),
     }
     return [option for option, is_given in has.items() if is_given]
