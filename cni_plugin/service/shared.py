@@ -241,6 +241,7 @@ def restore_elements(context: ServiceContext) -> Restored:
             gone = [one for one in attached if not _is_attached(context, one.attachment)]
             marks = {mark for record in gone for one in record.operations for mark in one.marks}
             rules.delete(one for one in missing if one.mark in marks)
+            missing = tuple(one for one in missing if one.mark not in marks)
     except WeftError:
         return Restored()
     return Restored(sum(not set(missing).isdisjoint(one.elements) for one in operations))

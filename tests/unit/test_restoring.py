@@ -11,6 +11,7 @@ from cni_plugin.dataplane.nat import PORTS, PORTS4
 from cni_plugin.dataplane.packets import CLOSED_LINKS
 from cni_plugin.ops.groups import POLICIES
 from cni_plugin.service import shared
+from cni_plugin.service.verbs import Service
 from lab.calls import Weft
 from lab.confs import network, port
 from weft import locks
@@ -92,6 +93,23 @@ def test_what_is_removed_meanwhile_does_not_come_back(
     shared.repair(weft.service(kernel))
     assert found[0].count(CLOSED_LINKS) == len(CONFS)
     assert len(kernel.rules.elements(CLOSED_LINKS)) == len(CONFS) - 1
+
+
+def test_what_is_removed_meanwhile_is_not_told_as_restored(
+    kernel: FakeKernel, weft: Weft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``weft gc`` of many attachments is no other program that changes what weft has set up."""
+    service = weft.service(kernel)
+    lost = [one for one in kernel.rules.elements(CLOSED_LINKS) if one.mark in marks_of(service, "c2")]
+    assert len(lost) == 1
+    kernel.rules.delete(lost)
+    found = watch(kernel, monkeypatch, lambda: weft.delete(CONFS["c2"], "/run/netns/c2", "c2"))
+    assert shared.repair(service).changed == 0 and found == [[CLOSED_LINKS]]
+    assert not set(lost) & set(kernel.rules.elements(CLOSED_LINKS))
+
+
+def marks_of(service: Service, container: str) -> set[str]:
+    return {mark for one in service.records.of_container(container) for each in one.operations for mark in each.marks}
 
 
 def test_calls_do_not_wait_until_every_attachment_has_been_looked_at(
