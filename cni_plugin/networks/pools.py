@@ -104,10 +104,10 @@ def of_host(host: Namespace, *, routes: bool = True) -> list[Use]:
     found: dict[tuple[Subnet, str], Use] = {}
     for use in overlaps.of_addresses(host):
         found.setdefault((use.subnet, use.link), use)
-    for known in host.routes() if routes else ():
+    for known, link in overlaps.with_links(host, host.routes()) if routes else ():
         destination = known.route.destination
-        via = f"this host's route to {destination}" + (f" over {known.link}" if known.link else "")
-        found.setdefault((destination, known.link), Use(destination, via, known.link))
+        via = f"this host's route to {destination}" + (f" over {link}" if link else "")
+        found.setdefault((destination, link), Use(destination, via, link))
     return [use for use in found.values() if can_conflict(use.subnet)]
 
 

@@ -9,7 +9,7 @@ other networks are read when a network is set up, not at each ADD.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -25,6 +25,7 @@ from ipam.ranges import Span
 from weft import virtual_ranges
 from weft.errors import Conflict
 from weft.kernel.interface import Namespace
+from weft.kernel.values import KernelRoute
 from weft.types import Subnet
 
 KEY = "allowOverlap"
@@ -74,12 +75,19 @@ def of_routes(host: Namespace) -> Iterator[Use]:
     """The destinations of this host's routes in the main table, but default routes and others as wide
     as a whole private range.
     """
-    for known in host.routes(table=_MAIN_TABLE):
+    for known, link in with_links(host, host.routes(table=_MAIN_TABLE)):
         destination = known.route.destination
         wide = destination.prefixlen <= (8 if destination.version == 4 else 7) or destination in _AGGREGATES
         if not wide and not destination.is_link_local and not destination.is_multicast:
-            over = f" over {known.link}" if known.link else ""
-            yield Use(destination, f"this host's route to {destination}{over}", known.link)
+            over = f" over {link}" if link else ""
+            yield Use(destination, f"this host's route to {destination}{over}", link)
+
+
+def with_links(host: Namespace, routes: Collection[KernelRoute]) -> Iterator[tuple[KernelRoute, str]]:
+    """Routes, each with its link: that of its nexthop object, where it has one as those to peers have."""
+    links = {one.id: one.link for one in host.nexthops()} if any(one.nexthop for one in routes) else {}
+    for one in routes:
+        yield one, one.link or links.get(one.nexthop, "")
 
 
 def of_virtual_ranges() -> Iterator[Use]:

@@ -58,6 +58,7 @@ def test_a_network_is_on_every_host(hosts: Machines, blue: Blue) -> None:
     subnet = found[1]["Subnets"][0]
     refused = hosts[3].weft("network", "create", "-d", "overlay", "other", "--subnet", subnet, check=False)
     assert refused.code and "network blue" in refused.stderr
+    assert "overlaps with" not in hosts[1].weft("doctor", check=False).stdout, "the routes to its own peers"
 
 
 def test_weft_gc_leaves_networks_without_containers(hosts: Machines) -> None:
