@@ -6,6 +6,7 @@ Every request may be sent twice, so what is sent must be idempotent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -21,7 +22,7 @@ from store.etcd import tls
 from store.etcd.errors import Answered, NoAnswer, TokenExpired, failure, store_error
 from store.etcd.record import Record, WrongCluster
 from store.etcd.settings import EtcdSettings
-from store.interface import Unavailable
+from store.interface import Invalid, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Member:
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
         self.address = address
+        self.credentials = credentials
         self.checked = False
         self.problem = ""
         self.lock = asyncio.Lock()
@@ -102,6 +104,7 @@ class Connection:
         self.settings = settings
         self.record = record
         self._marker = marker
+        self._files = tls.state(settings)
         self._credentials = tls.credentials(settings) if settings.tls else None
         self._members = [Member(address, self._credentials) for address in settings.endpoints]
         self._former: list[Member] = []
@@ -118,12 +121,26 @@ class Connection:
         """
         if not endpoints or set(endpoints) == {one.address for one in self._members}:
             return
-        used, known = self._members[self._current], {one.address: one for one in (*self._former, *self._members)}
-        wanted = dict.fromkeys(endpoints)
-        members = [known.pop(one) if one in known else Member(one, self._credentials) for one in wanted]
-        self._members, self._former = members, [*known.values()]
+        used, every = self._members[self._current], [*self._former, *self._members]
+        known = {one.address: one for one in every if one.credentials is self._credentials}
+        members = [known.get(one) or Member(one, self._credentials) for one in dict.fromkeys(endpoints)]
+        self._members, self._former = members, [one for one in every if one not in members]
         self._current = members.index(used) if used in members else random.randrange(len(members))
         self._failures = 0
+
+    def _read_files_again(self) -> None:
+        """Connect anew where the certificates were replaced; half of a new pair is not used. Former channels stay open
+        as in ``follow``.
+        """
+        found = tls.state(self.settings)
+        if not self.settings.tls or found == self._files:
+            return
+        with contextlib.suppress(Invalid, OSError):
+            self._credentials, self._files = tls.credentials(self.settings), found
+            log.info("the certificates for the etcd cluster were replaced, and are read again")
+            self._former += self._members
+            self._members = [Member(one.address, self._credentials) for one in self._members]
+            self._failures = 0
 
     def deadline(self) -> float:
         """When a call that starts now must end."""
@@ -148,6 +165,7 @@ class Connection:
             if self._refused is not None:
                 raise self._refused
             if self._failures >= len(self._members):
+                self._read_files_again()
                 await asyncio.sleep(min(random.uniform(*_PAUSE), max(end - loop.time(), 0)))
             if loop.time() >= end:
                 raise await self._unavailable(what)

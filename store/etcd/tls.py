@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def credentials(settings: EtcdSettings) -> grpc.ChannelCredentials:
     )
 
 
+def state(settings: EtcdSettings) -> tuple[object, ...]:
+    """What tells whether the files were replaced."""
+    found: list[object] = []
+    for path in filter(None, (settings.ca, settings.cert, settings.key)):
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
 async def problem(address: str, settings: EtcdSettings) -> str:
     """What a TLS handshake with a member fails with, "" if it does not. gRPC's own error does not
     tell.
@@ -64,6 +75,8 @@ async def problem(address: str, settings: EtcdSettings) -> str:
                     await writer.wait_closed()
     except ssl.SSLError as error:
         return f"TLS: {_reason(error)}"
+    except Invalid as error:  # files that are just replaced
+        return error.message
     except (OSError, TimeoutError, ValueError):
         return ""
     return ""

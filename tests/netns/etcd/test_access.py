@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,6 +150,22 @@ async def test_tls_failures_name_endpoint_and_cause(secured: Secured, tmp_path: 
                 break
         assert {one for one in wanted if one not in caught.value.message} == set()
         await store.close()
+
+
+async def test_certificates_that_are_replaced_are_read_again(secured: Secured, tmp_path: Path) -> None:
+    """Those of an agent that runs may have ended meanwhile."""
+    strange = Certificates(tmp_path, "strange")
+    foreign, foreign_key = strange.issue("weft", "/CN=weft")
+    good = secured.by_certificate
+    store = await open_etcd(replace(good, ca=strange.ca, cert=foreign, key=foreign_key, call_seconds=2))
+    for path, content in ((strange.ca, good.ca), (foreign, good.cert), (foreign_key, good.key)):
+        with pytest.raises(Unavailable):
+            await store.get("/weft/v2/a")
+        shutil.copyfile(content, path)
+    store.follow((*good.endpoints, "10.77.2.9:2379"))
+    revision = await store.put("/weft/v2/a", b"1")
+    assert (await take(store.watch("/weft/v2/a", revision - 1), 1))[0].revision == revision
+    await store.close()
 
 
 async def test_a_certificate_for_another_name(secured: Secured) -> None:
