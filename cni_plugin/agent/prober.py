@@ -18,7 +18,7 @@ from cluster.records import Network
 from cni_plugin.agent.echo import Echo
 from cni_plugin.agent.overlays import Overlays
 from weft import overlay
-from weft.types import Address, Subnet
+from weft.types import Address
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Prober:
                 continue
             members, blocks = overlays.view.members(network.name), overlays.view.blocks(network)
             full = inner_mtu(network, overlays.look.host, members.values())
-            for node, own in _own_addresses(network, blocks, version).items():
+            for node, own in own_addresses(network, blocks, version).items():
                 if node != overlays.node and node in members and not members[node].problem:
                     yield _Target(node, network.name, own, full)
 
@@ -164,14 +164,9 @@ def _report(now: Probe, before: Probe | None) -> None:
         log.info("host %s is reached by packets of full size again", now.node)
 
 
-def _own_addresses(network: Network, blocks: Blocks, version: int) -> dict[str, Address]:
-    """Each host's own address: the first one of its first block."""
-    subnet: Subnet = next(one for one in network.subnets if one.version == version)
-    gateway = network.gateway if version == 4 and network.gateway is not None else subnet[1]
-    found = {}
-    for node, parts in blocks.owners().items():
-        first = next((one for one in parts if one.version == version), None)
-        own = next((one for one in overlay.hosts(first) if one != gateway), None) if first is not None else None
-        if own is not None:
-            found[node] = own
-    return found
+def own_addresses(network: Network, blocks: Blocks, version: int) -> dict[str, Address]:
+    """Each host's own address of an IP version, as its own file says it (``overlay.OverlayNetwork.own``)."""
+    four = next((one for one in network.subnets if one.version == 4), None)
+    gateway = network.gateway or (four[1] if four is not None else None)
+    own = ((node, overlay.first_addresses(parts, gateway).get(version)) for node, parts in blocks.owners().items())
+    return {node: address for node, address in own if address is not None}

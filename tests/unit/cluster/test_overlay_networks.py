@@ -16,6 +16,7 @@ from cluster.blocks import Blocks
 from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, text
 from cluster.records import Block, DecodeError, Member, Network, block_length
 from cluster.view import View
+from cni_plugin.agent.prober import own_addresses
 from store import Batch, Entry, Event, Put, Range, Store
 from store.embedded import open_embedded
 from weft import overlay
@@ -244,6 +245,19 @@ def test_the_files_of_a_host(tmp_path: Path) -> None:
     assert [(one.name, one.mtu) for one in peers] == [("h2", 1300), ("h3", 0)], "what does not fit is left out"
     half = block(1).subnet.subnets(1)
     assert own_blocks(blocks, "h1", (), [[*half][1]]) == (ip_network("10.60.1.0/25"),)
+
+
+@pytest.mark.parametrize("subnets", [("10.60.0.0/16",), ("fd00:60::/112",), ("10.60.0.0/16", "fd00:60::/112")])
+def test_a_host_is_probed_at_its_own_address(subnets: tuple[str, ...], tmp_path: Path) -> None:
+    """Not at an address that is its, but may be a container's and move: the record of such a one may be the oldest."""
+    made = replace(network("blue", *subnets), vni=7)
+    own = [Block(next(one.subnets(new_prefix=made.length(one.version))), "h1", (), 20) for one in made.subnets]
+    moved = [Block(ip_network((one[-6], one.max_prefixlen)), "h1", (), 10) for one in made.subnets]
+    blocks = Blocks(made, (*moved, *own))
+    file = network_file(made, Host("h1", ip_address("192.0.2.1"), 1500), blocks.of("h1"), (), 1450, {})
+    written = overlay.parse_network(text(file).decode(), "blue.json", "blue")
+    for version, address in written.own.items():
+        assert own_addresses(made, blocks, version) == {"h1": address}
 
 
 def test_keys_are_replaced_in_steps() -> None:
