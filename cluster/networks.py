@@ -5,13 +5,14 @@ is as it was read.
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from cluster import records, tunnels
-from cluster.blocks import static_problem
+from cluster import nodes, records, tunnels
+from cluster.blocks import freed, static_problem
 from cluster.records import Member, Network
 from cluster.view import View
 from store import Compare, Delete, Operation, Put, Range, Store, Unavailable
@@ -62,7 +63,8 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
         network = next((one for one in found.entries if one.key == records.network_key(name)), None)
         if network is None:
             raise Missing(f"network {name} is no network of the cluster")
-        members = _members(found, name)
+        gone = await _gone(store, found, name)
+        members = [one for one in _members(found, name) if one.node not in gone]
         if (attached := sorted(one.node for one in members if one.attached)) and not force:
             hosts = ", ".join(attached)
             raise InUse(f"network {name} has containers on {hosts}", hint="remove them there first, or use --force")
@@ -80,6 +82,17 @@ async def remove(store: Store, name: str, *, force: bool = False) -> None:
         if (await store.transact([*_unchanged(found), *same], deletions)).succeeded:
             return
     raise Unavailable(f"network {name} was not removed: its hosts' records keep changing")
+
+
+async def free_blocks(store: Store, view: View, node: str, revision: int) -> None:
+    """Free the blocks of a node that was removed, while its record has this revision. Raises StoreError."""
+    gone = Compare(nodes.record_key(node), "mod", revision)
+    for network in view.networks().values():
+        for change in filter(None, (freed(block, node) for block in view.blocks(network).all)):
+            key = records.block_key(network.name, change.subnet)
+            assert change.old is not None
+            operation = Put(key, records.encode(change.new)) if change.new is not None else Delete(key)
+            await store.transact([gone, Compare(key, "mod", change.old.revision)], [operation])
 
 
 async def replace_keys(store: Store, name: str) -> Network:
@@ -221,6 +234,14 @@ def _unchanged(found: Range) -> list[Compare]:
     """That the list of networks is the one that was read."""
     revision = next((one.mod_revision for one in found.entries if one.key == records.LIST), 0)
     return [Compare(records.LIST, "mod", revision)]
+
+
+async def _gone(store: Store, found: Range, name: str) -> set[str]:
+    """The nodes that were removed and have no blocks of a network any more; what they have said of it stays."""
+    known, _, _ = nodes.split((await store.range(nodes.ROOT)).entries)
+    blocks = [one.value for one in found.entries if one.key.startswith(records.blocks_prefix(name))]
+    removed = (node for node, one in known.items() if one.state is nodes.State.REMOVED)
+    return {node for node in removed if not any(json.dumps(node).encode() in value for value in blocks)}
 
 
 def _members(found: Range, name: str) -> list[Member]:

@@ -7,12 +7,11 @@ import logging
 import random
 import time
 
-from cluster import nodes, records
-from cluster.blocks import freed
+from cluster import networks, nodes, records
 from cluster.view import View
 from cni_plugin.agent import claim_hold
 from cni_plugin.agent.claim_hold import Hold
-from store import Compare, Delete, Put, Store
+from store import Compare, Put, Store
 
 log = logging.getLogger(__name__)
 
@@ -87,19 +86,11 @@ class Recovery:
 
     async def free_removed(self) -> None:
         """Free the blocks of nodes that were removed, once they certainly use them no more. Raises StoreError."""
-        networks = self._view.networks()
-        if not networks or time.monotonic() < self._look_for_removed:
+        if not self._view.networks() or time.monotonic() < self._look_for_removed:
             return
         self._look_for_removed = time.monotonic() + _PERIOD * random.uniform(0.8, 1.2)
         for node, revision in await self._removed():
-            gone = Compare(nodes.record_key(node), "mod", revision)
-            for name, blocks in ((name, self._view.blocks(one)) for name, one in networks.items()):
-                for change in filter(None, (freed(block, node) for block in blocks.all)):
-                    key = records.block_key(name, change.subnet)
-                    assert change.old is not None
-                    operation = Put(key, records.encode(change.new)) if change.new is not None else Delete(key)
-                    same = [gone, Compare(key, "mod", change.old.revision)]
-                    await self._store.transact(same, [operation])
+            await networks.free_blocks(self._store, self._view, node, revision)
 
     async def _removed(self) -> list[tuple[str, int]]:
         """The nodes whose blocks are to be freed, with the revisions of their records."""

@@ -298,7 +298,7 @@ class Overlays:
     ) -> tuple[dict[str, object], dict[str, object]]:
         assert look.host is not None
         members = self.view.members(network.name)
-        mtu = inner_mtu(network, look.host, members.values())
+        mtu = inner_mtu(network, look.host, self.view.sharing(network))
         kept = blocks.of(self.node)
         fenced = tuple(one for one in own if not any(one.version == k.version and one.overlaps(k) for k in kept))
         mtus = {node: min(found, mtu) for node, found in self.mtus.items()}

@@ -109,7 +109,7 @@ class Prober:
             if not self._echo.can(version):
                 continue
             members, blocks = overlays.view.members(network.name), overlays.view.blocks(network)
-            full = inner_mtu(network, overlays.look.host, members.values())
+            full = inner_mtu(network, overlays.look.host, overlays.view.sharing(network))
             for node, own in own_addresses(network, blocks, version).items():
                 if node != overlays.node and node in members and not members[node].problem:
                     yield _Target(node, network.name, own, full)

@@ -10,18 +10,19 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
-from cluster import authority, diagnosis, keeper, nodes, setting_up, tokens
+from cluster import authority, diagnosis, keeper, networks, nodes, records, setting_up, tokens
 from cluster.etcd_server import EtcdServer
 from cluster.local import FOLDER, JOIN_PORT, Files, Local, endpoint
 from cluster.membership import Membership
 from cluster.nodes import Node, Role, State
 from cluster.setting_up import Host
 from cluster.tokens import Token
+from cluster.view import View
 from cni_plugin.agent import settings
 from cni_plugin.agent.stores import open_store
 from cni_plugin.engine import listener
 from discovery.consul.durations import parse_duration
-from store.etcd.client import open_etcd
+from store.etcd.client import EtcdStore, open_etcd
 from store.interface import StoreError
 from weft import configuration
 from weft.errors import BadOption, Conflict
@@ -135,9 +136,20 @@ def remove(name: str, *, powered_off: bool, force: bool) -> str:
                     f"last sign of life",
                 )
             await cluster.remove(name, time.time(), powered_off=powered_off)
-            return await cluster.settle()
+            awaited = await cluster.settle()
+            if powered_off:
+                await _free_blocks(cluster.store, name)
+            return awaited
 
     return _run(work())
+
+
+async def _free_blocks(store: EtcdStore, name: str) -> None:
+    """Agents do so within minutes: also what changes at this moment."""
+    view, entry = View(), await store.get(nodes.record_key(name))
+    view.load(await store.range(records.ROOT))
+    if entry is not None:
+        await networks.free_blocks(store, view, name, entry.mod_revision)
 
 
 def promote(name: str) -> tuple[Role, str]:

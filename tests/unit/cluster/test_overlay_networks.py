@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import networks, records, static, tunnels
+from cluster import networks, nodes, records, static, tunnels
 from cluster.blocks import Blocks
 from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, text
+from cluster.nodes import Node, Role, State
 from cluster.records import Block, DecodeError, Member, Network, block_length
 from cluster.view import View
 from cni_plugin.agent.prober import own_addresses
@@ -57,6 +58,23 @@ async def test_names_and_subnets_are_the_clusters(tmp_path: Path) -> None:
     with pytest.raises(Missing):
         await networks.remove(store, "blue")
     await networks.create(store, network("red", "10.60.128.0/17"))
+    await store.close()
+
+
+async def test_a_node_that_was_removed_keeps_no_network(tmp_path: Path) -> None:
+    """Nobody deletes what it has said of the network. While it has blocks, it may run."""
+    store = await opened(tmp_path)
+    await networks.create(store, network("blue", "10.60.0.0/16"))
+    address = ip_address("192.0.2.1")
+    gone = Node("h1", "id", (address,), "0.9.0", 1.0, Role.CLIENT, State.REMOVED, removed=2.0)
+    await store.put(nodes.record_key("h1"), nodes.encode(gone))
+    await store.put(records.member_key("h1", "blue"), records.encode(member("h1", attached=True)))
+    key = records.block_key("blue", block(1).subnet)
+    await store.put(key, records.encode(block(1)))
+    with pytest.raises(InUse, match="containers on h1"):
+        await networks.remove(store, "blue")
+    await store.delete(key)
+    await networks.remove(store, "blue")
     await store.close()
 
 
