@@ -25,6 +25,9 @@ _ATTEMPTS = 8
 _FIRST_VNI = 1 << 16
 """Swarm's and Calico's VNIs are below."""
 
+_FILES = ("networks", "restored")
+"""What agents have beside the files of networks (``Overlays``, ``Hold``)."""
+
 
 class SubnetInUse(InUse):
     """Another network of the cluster has a part of the subnet."""
@@ -131,6 +134,11 @@ def check(network: Network) -> None:
     """Raises BadOption for what cannot be a network, whatever others there are."""
     if problem := identity.identifier_problem(network.name):
         raise BadOption(f"invalid network name {network.name!r}: {problem}")
+    if network.name in _FILES or network.name.endswith(".peers"):
+        raise BadOption(
+            f"invalid network name {network.name!r}: its file would be another one of overlay networks",
+            hint="choose another name",
+        )
     for subnet, length in zip(network.subnets, network.blocks, strict=True):
         longest = 30 if subnet.version == 4 else 126
         if not subnet.prefixlen < length <= longest:

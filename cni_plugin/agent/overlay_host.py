@@ -233,8 +233,10 @@ class OverlayHost:
             except Busy as error:
                 return error.message
         files.remove(self.folders.peers_file(name), "the file of peers")
-        for each in glob.glob(f"{glob.escape(path.removesuffix('.json'))}.*.key"):
-            files.remove(each, "a private key")
+        stem = f"{path.removesuffix('.json')}."
+        for each in glob.glob(f"{glob.escape(stem)}*.key"):
+            if each.removeprefix(stem).removesuffix(".key").isdecimal():  # not a key of a network NAME.1
+                files.remove(each, "a private key")
         with contextlib.suppress(WeftError):
             leases.remove_unused(os.path.join(DATA_DIRECTORY, name))
         return ""

@@ -278,6 +278,12 @@ def test_a_host_is_probed_at_its_own_address(subnets: tuple[str, ...], tmp_path:
         assert own_addresses(made, blocks, version) == {"h1": address}
 
 
+@pytest.mark.parametrize("name", ["networks", "restored", "blue.peers"])
+def test_names_whose_files_are_others_are_refused(name: str) -> None:
+    with pytest.raises(BadOption, match="its file would be another one"):
+        networks.check(network(name, "10.60.0.0/16"))
+
+
 def test_keys_are_replaced_in_steps() -> None:
     blue = replace(network("blue", "10.60.0.0/16"), keys={"encryption": "wireguard", "generation": 2})
 
