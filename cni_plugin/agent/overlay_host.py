@@ -43,6 +43,8 @@ from weft.types import Address, Result, Subnet
 _PODMAN = "/etc/containers"
 _ADD_SECONDS = 120.0
 """An ADD that has not leased what it claims after so long never will."""
+_ETHERNET = 1500
+"""The MTU where that of the uplink is not known."""
 _SOMEWHERE = ip_address("192.0.2.1")
 """An underlay address (RFC 5737) to try a configuration with."""
 
@@ -121,7 +123,8 @@ class OverlayHost:
             public = {name: self._public_keys(name, generations) for name, generations in keys.items()}
             asked = _claims(service.host.run, leased)
             leasing = {name: blocks for name in joined if (blocks := self._leasing(name)) is not None}
-            return Look(self._underlay(service), joined, attached, leased, conflicts, public, asked, ports, leasing)
+            there = self._underlay(service, joined)
+            return Look(there, joined, attached, leased, conflicts, public, asked, ports, leasing)
 
     def _machines(self, service: Service, network: Network) -> tuple[ContainerPort, ...]:
         """The machines on a VLAN that this host is the gateway of."""
@@ -147,12 +150,23 @@ class OverlayHost:
             files.remove(before, "a private key that was replaced")
         return {one: wireguard.make_key(path, one) for one in generations}
 
-    def _underlay(self, service: Service) -> Host | None:
+    def _underlay(self, service: Service, joined: Iterable[str]) -> Host | None:
+        """Where VXLAN packets of this host come from: the configured address, or the uplink's. While there is no
+        default route it stays what the networks have, since the peers may be reached by other routes.
+        """
         host = service.kernel.host
-        address = ip_address(self._address) if self._address else default_route.address(host)
+        found = ip_address(self._address) if self._address else default_route.address(host)
+        wanted = [found] if found is not None else list(filter(None, map(self._underlay_of, joined)))
         for name, there in host.all_addresses():
-            if there.ip == address and (link := host.link(name)) is not None:
-                return Host(self._node, there.ip, link.mtu)
+            if there.ip in wanted and (link := host.link(name)) is not None:
+                # Packets from an address of lo leave by other links.
+                mtu = link.mtu if name != "lo" else default_route.mtu(host) or _ETHERNET
+                return Host(self._node, there.ip, mtu)
+        return None
+
+    def _underlay_of(self, name: str) -> Address | None:
+        with contextlib.suppress(WeftError):
+            return overlay.read_network(self.folders.network_file(name), name).underlay
         return None
 
     def _conflicts(self, service: Service, networks: Iterable[Network]) -> dict[str, str]:
