@@ -3,8 +3,9 @@
 Below ``/weft/v2/overlay/``: ``network/NAME``; ``vni/NUMBER`` with the network's name;
 ``block/NAME/ADDRESS-LENGTH``, who has a block, kept without a lease; ``member/NODE/NAME``, how a host
 takes part; ``wanted/NAME/NODE``, a host that found no free block; ``ask/NAME/ADDRESS/NODE``, a host that
-wants a static address which another one has; and ``networks``, which each change of the list of networks
-rewrites, so that two changes at once do not overlap.
+wants a static address which another one has; ``networks``, which each change of the list of networks
+rewrites, so that two changes at once do not overlap; and ``restored/NODE``, networks of which no block must be claimed,
+on a lease.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from weft.types import Address, Subnet
 
 ROOT = "/weft/v2/overlay/"
 LIST = f"{ROOT}networks"
+RESTORED = f"{ROOT}restored/"
 _LONGEST = {4: 28, 6: 120}
 _STEPS = {4: 8, 6: 16}
 _SHORTEST = {4: 24, 6: 0}

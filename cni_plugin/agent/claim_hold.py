@@ -20,7 +20,9 @@ _MOST_BYTES = 1 << 24
 
 
 class Hold:
-    """Networks of which no block is claimed for ``SECONDS``; ``folder`` has the file."""
+    """Networks of which no block is claimed for ``SECONDS``, and all until an accepted store was read; ``folder`` has
+    the file.
+    """
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, "restored.json")
@@ -30,7 +32,7 @@ class Hold:
         """Whether this host's operator may have accepted a restored store, of which nothing has been read yet."""
 
     def includes(self, network: str) -> bool:
-        return network in self._networks and not self._is_over
+        return self.accepted or (network in self._networks and not self._is_over)
 
     def accept(self) -> None:
         """Note that the operator may have accepted a restored store; before the store is used, which then keeps a

@@ -32,13 +32,16 @@ class Recovery:
         self._view = view
         self._hold = hold
         self._held_since = 0.0
+        self._untold: frozenset[str] = frozenset()
         self._look_for_removed = 0.0
 
     def may_claim(self, network: str) -> bool:
         """Whether a block of a network that no host has may be claimed: where the store was restored, another host
         may have claimed it after the snapshot, and not have said so again. This one may never have heard of it.
+        A host that has joined since then knows it from the others.
         """
-        return not self._hold.includes(network)
+        told = (value.decode("utf-8", "replace").split() for _, value in self._view.values_below(records.RESTORED))
+        return not self._hold.includes(network) and not any(network in names for names in told)
 
     def note_read(self, before: frozenset[str]) -> None:
         """Log and remember that the store has just been read without records that may not have been removed.
@@ -46,6 +49,8 @@ class Recovery:
         """
         self._held_since = time.monotonic()
         if self._view.doubted or self._hold.accepted:
+            if self._hold.accepted:  # by the operator; else it may be that many nodes were removed
+                self._untold = before
             self._hold.begin(before)
             if before:
                 seconds = claim_hold.SECONDS
@@ -56,6 +61,16 @@ class Recovery:
                 len(self._view.held),
                 ", ".join(sorted(self._view.held)[:3]),
             )
+
+    async def tell(self) -> None:
+        """Tell all hosts of which networks claims are held, since the operator has accepted a restored store here.
+
+        Raises StoreError.
+        """
+        if self._untold:
+            lease = await self._store.grant(claim_hold.SECONDS)
+            await self._store.put(f"{records.RESTORED}{self._node}", " ".join(self._untold).encode(), lease=lease)
+            self._untold = frozenset()
 
     async def reassert(self) -> bool:
         """Write again what the store has lost of this host's, and of the networks; believe it about the rest

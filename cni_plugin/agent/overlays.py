@@ -143,6 +143,7 @@ class Overlays:
                 self.view.load(found, self.node)
                 self._known, self.store_problem = True, ""
                 self._recovery.note_read(before)
+                await self._recovery.tell()
                 self.on_names()
                 if self.view.networks():  # what has changed since the last watch may be this host's blocks
                     await self._save_now()

@@ -419,6 +419,31 @@ async def test_a_block_that_looks_free_in_a_restored_store_is_not_claimed(
     await found.store.close()
 
 
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_host_that_joins_a_restored_cluster_claims_no_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: bool
+) -> None:
+    """It has heard of nobody's blocks; the others tell it for how long none must be claimed."""
+    found = await set_up(tmp_path, 1)
+    await until(lambda: found.blocks("h1"), "a block")
+    await found.stop()
+    Hold(str(tmp_path / "h1")).accept()
+    if over:
+        monkeypatch.setattr(claim_hold, "SECONDS", 1.0)
+    again = Agents(found.store, tmp_path, 2)
+    again.hosts["h1"].files, again.hosts["h1"].peers = found.hosts["h1"].files, found.hosts["h1"].peers
+    one, two = again.agents.values()
+    await one.start()
+    await until(lambda: one.view.values_below(records.RESTORED), "what the others are told")
+    if over:
+        await until(lambda: not one.view.values_below(records.RESTORED), "the end of that")
+    await two.start()
+    await until(lambda: again.blocks("h2"), "addresses of the host that has joined")
+    assert ip_network(again.blocks("h2")[0]).prefixlen == (28 if over else 29), "a block of its own, or a part of h1's"
+    await again.stop()
+    await found.store.close()
+
+
 async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that lacks nothing, since others have written it again before."""
     store, view = await open_embedded(tmp_path / "catalog.db"), View()
@@ -426,6 +451,8 @@ async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypat
     view.load(Range((Entry(records.LIST, b"blue", 2, 2, 1),), 2), "h1")
     hold = Hold(str(tmp_path))
     recovery = overlay_recovery.Recovery("h1", store, view, hold)
+    hold.accept()
+    assert not recovery.may_claim("green"), "until the store is read, what is free is not known"
     recovery.note_read(frozenset({"blue"}))
     assert view.doubted and not view.held
     assert not recovery.may_claim("blue") and recovery.may_claim("green"), "green was made later"
