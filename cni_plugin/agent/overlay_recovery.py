@@ -79,9 +79,12 @@ class Recovery:
         self._hold.end()
         if not (self._view.held or self._view.doubted):
             return False
-        for key, there in sorted(self._view.held.items()):
-            entry = self._view.entry(key)
-            if entry is not None and self._is_own(key):
+        held = [
+            (entry, there) for key, there in self._view.held.items() if (entry := self._view.entry(key)) is not None
+        ]
+        # A host's oldest block has its own address: the blocks must not change their order.
+        for entry, there in sorted(held, key=lambda one: one[0].create_revision):
+            if self._is_own(key := entry.key):
                 same = Compare(key, "mod", there.mod_revision if there is not None else 0)
                 await self._store.transact([same], [Put(key, entry.value)])
         if time.monotonic() - self._held_since > claim_hold.SECONDS:

@@ -444,6 +444,23 @@ async def test_a_host_that_joins_a_restored_cluster_claims_no_block(
     await found.store.close()
 
 
+async def test_blocks_that_are_written_again_keep_their_order(tmp_path: Path) -> None:
+    """The first one has the host's own address, which must not become a container's."""
+    store, view = await open_embedded(tmp_path / "catalog.db"), View()
+    network = replace(SMALL, vni=1, subnets=(ip_network("10.60.0.0/16"),), blocks=(24,))
+    older, newer = (Block(ip_network(f"10.60.{number}.0/24"), "h1") for number in (20, 100))
+    known = [Entry(network.key, records.encode(network), 100, 100, 1)]
+    for revision, one in ((101, older), (102, newer)):
+        known.append(Entry(records.block_key("small", one.subnet), records.encode(one), revision, revision, 1))
+    view.load(Range(tuple(known), 102), "h1")
+    view.load(await store.range(records.ROOT), "h1")
+    assert view.doubted and len(view.held) == 3
+    await overlay_recovery.Recovery("h1", store, view, Hold(str(tmp_path))).reassert()
+    view.load(await store.range(records.ROOT), "h1")
+    assert view.blocks(network).of("h1") == (older.subnet, newer.subnet)
+    await store.close()
+
+
 async def test_a_restored_store_is_doubted_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that lacks nothing, since others have written it again before."""
     store, view = await open_embedded(tmp_path / "catalog.db"), View()
