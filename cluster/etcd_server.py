@@ -135,18 +135,20 @@ class EtcdServer:
     def is_configured(self) -> bool:
         return self._own.has(CONFIGURATION)
 
-    def install(self) -> None:
+    def install(self) -> bool:
         """Install the unit where systemd runs, on every node: a client may become a member, and its agent, which
-        finds the unit then, may not write it. A unit that is there and cannot be replaced stays. Raises WeftError,
-        OSError.
+        finds the unit then, may not write it. A unit that is there and cannot be replaced stays. Whether it is
+        another one than before. Raises WeftError, OSError.
         """
+        is_new = False
         if not systemd.is_running():
-            return
+            return is_new
         with contextlib.suppress(WeftError):  # a client need not have it
             path, text = Path(systemd.UNITS, UNIT), unit(binary(), self._own.folder)
             try:
                 if not path.exists() or path.read_text(encoding="utf-8") != text:
                     path.write_text(text, encoding="utf-8")
+                    is_new = True
             except OSError as error:
                 if not path.exists():
                     raise
@@ -155,6 +157,7 @@ class EtcdServer:
             if {*known.splitlines()} != {"UnitFileState=enabled", "NeedDaemonReload=no"}:
                 systemd.control("daemon-reload")
                 systemd.control("enable", UNIT)
+        return is_new
 
     @property
     def is_installed(self) -> bool:

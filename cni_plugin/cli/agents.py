@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import click
 
+from cluster.etcd_server import UNIT, EtcdServer
+from cluster.local import Files
 from cni_plugin.agent import report as reports
 from cni_plugin.agent.report import Report
 from cni_plugin.cli import docker as drivers
@@ -222,6 +224,8 @@ def _replace_others() -> list[str]:
     if "driver for Docker" in found:
         replaced.append(f"driver for Docker, process {drivers.stop()}")
         drivers.start()
+    if (etcd := EtcdServer(Files(), "")).is_installed and etcd.install():
+        replaced.append(f"{UNIT}, with which etcd starts the next time")
     return replaced
 
 

@@ -123,3 +123,14 @@ def test_weft_install_replaces_the_unit_that_is_there(
     assert systemctl.unit.exists() is there
     if there:
         assert systemctl.unit.read_text() == systemctl.loaded == etcd_server.unit("/usr/bin/etcd", FOLDER)
+
+
+def test_an_upgrade_replaces_the_unit_that_is_there(systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package calls weft up --restart; etcd itself is not restarted."""
+    monkeypatch.setattr(agents, "others", dict)
+    assert agents._replace_others() == [] and not systemctl.unit.exists()
+    systemctl.unit.write_text("[Service]\nType=notify\n")
+    assert [one.partition(",")[0] for one in agents._replace_others()] == [UNIT]
+    assert systemctl.unit.read_text() == systemctl.loaded == etcd_server.unit("/usr/bin/etcd", FOLDER)
+    assert agents._replace_others() == []
+    assert not {"start", "restart", "stop"} & {*systemctl.calls}
