@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from cluster import authority, join_client, nodes, setting_up, tokens
+from cluster import authority, grants, join_client, nodes, setting_up, tokens
 from cluster.diagnosis import CLOCK_SECONDS, clock_key, clock_offset
 from cluster.etcd_server import EtcdServer
 from cluster.join_client import Again
@@ -322,6 +322,7 @@ class MemberKeeper:
             return
         self._endpoints_at = time.monotonic() + _ENDPOINTS_SECONDS * random.uniform(0.8, 1.2)
         known, _, _ = nodes.split((await self._agents_store.range(nodes.ROOT)).entries)
+        known = grants.granted(known, await grants.read(self._agents_store))
         await self._follow_endpoints(
             tuple(
                 endpoint(one.addresses[0], CLIENT_PORT)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from cluster import authority, nodes, permissions, tokens, voters
+from cluster import authority, grants, nodes, permissions, tokens, voters
 from cluster.authority import Authority
 from cluster.local import CLIENT_PORT, Files, Local, endpoint, peer_url
 from cluster.nodes import Config, Node, Role, State
@@ -20,7 +20,7 @@ from cluster.tokens import Refused
 from cluster.voters import Action, Step
 from store.etcd.administration import ROOT, Administration, Member
 from store.etcd.client import EtcdStore
-from store.interface import Compare, Put, Unavailable
+from store.interface import Compare, Operation, Put, Unavailable
 from weft import __version__
 from weft.errors import Conflict
 from weft.types import Address
@@ -135,6 +135,7 @@ class Membership:
         if entry is None:
             raise Unavailable("this etcd has no cluster that weft has made", hint="weft cluster init makes one")
         known, alive, problems = nodes.split(found.entries)
+        known = grants.granted(known, await grants.read(self._store))
         return Seen(known, alive, nodes.decode_config(entry), problems)
 
     async def members(self) -> tuple[Member, ...]:
@@ -151,6 +152,7 @@ class Membership:
         """Make users, the configuration and the first record; then require users."""
         created = Put(nodes.CONFIG, nodes.encode_config(config))
         await self._store.transact([Compare(nodes.CONFIG, "version", 0)], [created])
+        await self._grant(node, node.role)
         await self._write(node, check=None)
         await self._admin.add_user(ROOT, ROOT)
         await self._add_user(node.name)
@@ -185,6 +187,7 @@ class Membership:
             node = replace(node, joined=known.joined, role=known.role, state=known.state)
         roles = replace(seen, nodes={**seen.nodes, node.name: node}).roles
         node = replace(node, role=roles[node.name])
+        await self._grant(node, node.role)
         await self._add_user(node.name)
         if not await self._write(node, check=known):
             raise Refused(f"another host joins as {node.name} at this moment", hint="try again")
@@ -211,6 +214,8 @@ class Membership:
         """
         seen = await self.see()
         node, roles = seen.nodes[name], seen.roles
+        if roles.get(name, Role.CLIENT) is Role.CLIENT:
+            raise Refused(f"node {name} is to be no member of etcd", hint="on a member: weft node promote")
         for _ in range(3):
             members = await self._admin.members()
             url = peer_url(node.addresses[0])
@@ -285,8 +290,8 @@ class Membership:
                 f"no member of etcd is down or a learner, whose place node {name} could take",
                 hint="let one of them leave first: weft node ls",
             )
-        await self.change(name, lambda one: replace(one, role=replaced.role))
-        await self.change(replaced.name, lambda one: replace(one, role=Role.CLIENT))
+        await self._assign(node, replaced.role)
+        await self._assign(replaced, Role.CLIENT)
         return replaced.role
 
     async def settle(self, most: int = 20) -> str:
@@ -294,11 +299,12 @@ class Membership:
 
         Raises StoreError.
         """
+        await self._make_grants()
         for _ in range(most):
             seen = await self.see()
             for name, role in seen.roles.items():
                 if seen.nodes[name].role is not role:
-                    await self._assign(name, role)
+                    await self._assign(seen.nodes[name], role)
             members = await self._admin.members()
             step = voters.next_step(self._votes(members, seen), seen.roles)
             if step is None:
@@ -308,8 +314,23 @@ class Membership:
                 return f"node {step.name} catches up"
         return "members change"
 
-    async def _assign(self, name: str, role: Role) -> None:
-        await self.change(name, lambda one: replace(one, role=role))
+    async def _assign(self, node: Node, role: Role) -> None:
+        await self._grant(node, role)
+        await self.change(node.name, lambda one: replace(one, role=role))
+
+    async def _make_grants(self) -> None:
+        """Grant what all have at once, in a cluster of an earlier release."""
+        if await grants.read(self._store):
+            return
+        having = [one for one in nodes.split((await self._store.range(nodes.ROOT)).entries)[0].values()
+                  if one.state is not State.REMOVED and one.role is not Role.CLIENT]  # fmt: skip
+        if having:
+            none = [Compare(grants.key(one), "create", 0) for one in having]
+            await self._store.transact(none, [grants.change(one, one.role) for one in having])
+
+    async def _grant(self, node: Node, role: Role) -> None:
+        await self._make_grants()
+        await self._store.transact((), [grants.change(node, role)])
 
     def _awaited(self, seen: Seen, members: tuple[Member, ...]) -> str:
         there = {self._name(one, seen): one.is_learner for one in members}
@@ -325,9 +346,14 @@ class Membership:
         there = {self._name(one, seen) for one in members}
         for node in seen.nodes.values():
             if node.state is State.REMOVED and node.key and node.name not in there:
-                await self._admin.delete_user(node.name)
-                await self._admin.delete_role(permissions.role(node.name))
+                await self.revoke(node.name)
+                await self._grant(node, Role.CLIENT)
                 await self.change(node.name, lambda one: replace(one, key="") if one.state is State.REMOVED else one)
+
+    async def revoke(self, name: str) -> None:
+        """Take the access of a node away that is no member."""
+        await self._admin.delete_user(name)
+        await self._admin.delete_role(permissions.role(name))
 
     async def _perform(self, step: Step, members: tuple[Member, ...], seen: Seen) -> bool:
         member = next(one for one in members if self._name(one, seen) == step.name)
@@ -355,13 +381,18 @@ class Membership:
         """Write a record in place of the one that was read, None: of none. False where another is there now."""
         key = nodes.record_key(node.name)
         entry = await self._store.get(key)
-        if (nodes.decode(entry) if entry else None) != check:
+        if not _is_same(nodes.decode(entry) if entry else None, check):
             return False
         revision = entry.mod_revision if entry else 0
         return (await self._store.transact([Compare(key, "mod", revision)], [Put(key, nodes.encode(node))])).succeeded
 
     def _signer(self) -> Authority:
         return Authority(self._own.read("ca.pem"), self._own.read("ca-key.pem"))
+
+
+def _is_same(record: Node | None, seen: Node | None) -> bool:
+    """Whether a record is the one that was read, in whatever role it says that it is."""
+    return record == seen or (record is not None and seen is not None and replace(record, role=seen.role) == seen)
 
 
 def _host(member: Member) -> str:

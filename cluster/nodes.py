@@ -5,6 +5,7 @@
   ``ALIVE_SECONDS`` that the agent keeps alive: the key is gone some time after the agent or its host is.
 - ``/weft/nodes/NAME/…``: whatever else only that node writes.
 - ``/weft/cluster/config``: what the members have agreed on (``Config``).
+- ``/weft/cluster/member/NAME``: that the node may be a member of etcd (``cluster.grants``).
 - ``/weft/cluster/token/DIGEST``: a join token (``cluster.tokens``), by the SHA-256 of its secret.
 
 A node's certificate may write what is at and below ``/weft/nodes/NAME/`` and its own record, but not another

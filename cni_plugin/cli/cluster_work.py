@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
-from cluster import authority, diagnosis, keeper, networks, nodes, records, setting_up, tokens
+from cluster import authority, diagnosis, grants, keeper, networks, nodes, records, setting_up, tokens
 from cluster.etcd_server import EtcdServer
 from cluster.local import FOLDER, JOIN_PORT, Files, Local, endpoint
 from cluster.membership import Membership
@@ -89,7 +89,8 @@ def list_nodes() -> tuple[dict[str, Node], frozenset[str], tuple[str, ...]]:
     async def read() -> tuple[dict[str, Node], frozenset[str], tuple[str, ...]]:
         store = await open_store(found, "")
         try:
-            return nodes.split((await store.range(nodes.ROOT)).entries)
+            known, alive, problems = nodes.split((await store.range(nodes.ROOT)).entries)
+            return grants.granted(known, await grants.read(store)), alive, problems
         finally:
             await store.close()
 
@@ -129,12 +130,15 @@ def remove(name: str, *, powered_off: bool, force: bool) -> str:
 
     async def work() -> str:
         async with setting_up.administrating(own, local) as cluster:
-            if name in (await cluster.see()).alive and not force:
+            seen = await cluster.see()
+            if name in seen.alive and not force:
                 raise Conflict(
                     f"the agent of node {name} runs",
                     hint=f"on it: weft cluster leave; or --force. A node is down {nodes.ALIVE_SECONDS} s after its "
                     f"last sign of life",
                 )
+            if name in seen.nodes and name not in {one.name for one in await cluster.members()}:
+                await cluster.revoke(name)  # it writes its own record, also that it is not removed
             await cluster.remove(name, time.time(), powered_off=powered_off)
             awaited = await cluster.settle()
             if powered_off:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -158,6 +159,31 @@ def test_a_client_takes_the_place_of_a_voter_that_leaves(start: Start) -> None:
     expected = dict.fromkeys(("n1", "n2", "n4"), "false")
     until(lambda: members(hosts[0]) == expected, PATIENTLY, "n4 as a voter")
     assert four.path("/etc/weft/etcd/ca-key.pem").exists()
+
+
+@pytest.mark.long
+def test_a_client_cannot_make_itself_a_member(start: Start) -> None:
+    """It writes its own record. A token lets members answer who asks to be one. What a member may, all members have
+    said; in a cluster of an earlier release they say it first.
+    """
+    hosts = cluster(start, 3)
+    four = start(4)
+    four.weft("cluster", "join", token(hosts[0]))
+    hosts[0].ctl("del", "--prefix", "/weft/cluster/member/")
+    may = [f"/weft/cluster/member/n{number}" for number in (1, 2, 3)]
+    listing = ("get", "--prefix", "--keys-only", "/weft/cluster/member/")
+    until(lambda: hosts[0].ctl(*listing).stdout.split() == may, PATIENTLY, "what each member may")
+    token(hosts[0])
+    key, at = "/weft/nodes/n4", hosts[0].address
+    record = json.loads(four.ctl("get", "--print-value-only", key, user="node", endpoint=at).stdout)
+    for lie in ({"role": "voter", "joined": 0}, {"role": "voter", "joined": 0, "addresses": [hosts[1].address]}):
+        four.ctl("put", key, json.dumps({**record, **lie}), user="node", endpoint=at)
+        time.sleep(10)
+        assert members(hosts[0]) == VOTERS
+        assert listed(hosts[0])["n4"]["role"] == "client"
+        assert not four.path("/etc/weft/etcd/ca-key.pem").exists()
+    refused = four.ctl("put", "/weft/cluster/member/n4", record["id"], user="node", endpoint=at, check=False)
+    assert "permission denied" in refused.stderr
 
 
 @pytest.mark.long
