@@ -12,7 +12,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 from cluster import authority
@@ -54,13 +54,21 @@ class Limit:
 
 
 class JoinServer:
-    """Serves at the node's address while it is ``open``."""
+    """Serves at the node's address while it is ``open``. ``added`` is awaited once a member was added to etcd."""
 
-    def __init__(self, membership: Membership, own: Files, local: Local, port: int = JOIN_PORT) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        own: Files,
+        local: Local,
+        port: int = JOIN_PORT,
+        added: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._membership = membership
         self._own = own
         self._local = local
         self._port = port
+        self._added = added
         self._server: asyncio.Server | None = None
         self._limit = Limit(_RATE, _BURST)
         self._busy = 0
@@ -174,6 +182,8 @@ class JoinServer:
 
     async def _member(self, name: str) -> Message:
         initial = await self._membership.add_member(name)
+        if self._added is not None:
+            await self._added()
         log.info("node %s becomes a member of etcd", name)
         names = ("ca-key", "peer-ca", "peer-ca-key")
         return {"initial": initial, **{one: self._own.read(f"{one}.pem").decode() for one in names}}

@@ -18,7 +18,7 @@ from cluster.diagnosis import CLOCK_SECONDS, clock_key, clock_offset
 from cluster.etcd_server import EtcdServer
 from cluster.join_client import Again
 from cluster.join_server import JoinServer
-from cluster.local import CLIENT_PORT, Files, Local, endpoint, is_own
+from cluster.local import CLIENT_PORT, JOIN_PORT, Files, Local, endpoint, is_own
 from cluster.membership import Membership, Seen
 from cluster.nodes import DecodeError, Node, Role, State
 from cluster.setting_up import Host
@@ -241,12 +241,13 @@ class MemberKeeper:
         await cluster.settle()
         seen = await cluster.see()
         await self._compare_clocks(cluster)
-        await self._follow_endpoints(await cluster.endpoints())
+        await self._follow_members()
         members = {one.name for one in await cluster.members()}
         own = seen.nodes[self._local.node]
         if self._local.node not in members and not await asyncio.to_thread(self._server.running):
-            await self._change_role(own.role, "is no member of etcd any more")
-        elif own.role is not self._local.role:
+            await self._change_role(own, "is no member of etcd any more")
+            return _SETTLE_SECONDS[1]
+        if own.role is not self._local.role:
             self._local = self._own.save(replace(self._local, role=own.role))
         await self._serve_joins(cluster, seen, members)
         return random.uniform(*_SETTLE_SECONDS)
@@ -265,7 +266,7 @@ class MemberKeeper:
         if self._cluster is None and self._own.has("root.pem"):
             self._store = await open_etcd(self._own.root_settings(self._local))
             self._cluster = Membership(self._store, self._own)
-            self._joins = JoinServer(self._cluster, self._own, self._local)
+            self._joins = JoinServer(self._cluster, self._own, self._local, added=self._follow_members)
         return self._cluster
 
     async def _serve_joins(self, cluster: Membership, seen: Seen, members: set[str]) -> None:
@@ -302,6 +303,11 @@ class MemberKeeper:
             else:
                 self._problems.pop(f"clock of {name}", None)
 
+    async def _follow_members(self) -> None:
+        """Also before a new member takes this one's place, which is then the only one that it reaches."""
+        if self._cluster is not None:
+            await self._follow_endpoints(await self._cluster.endpoints())
+
     async def _follow_endpoints(self, found: tuple[str, ...]) -> None:
         if found and set(found) != set(self._local.endpoints):
             log.info("etcd is now at %s", ", ".join(found))
@@ -331,17 +337,25 @@ class MemberKeeper:
             )
         )
         if own.role is not Role.CLIENT:
-            await self._change_role(own.role, "becomes a member of etcd")
+            await self._change_role(own, "becomes a member of etcd")
 
-    async def _change_role(self, role: Role, why: str) -> None:
+    async def _change_role(self, own: Node, why: str) -> None:
         """Become a member of etcd with nothing of what it was before, or a client."""
-        log.info("this node %s: it is %s", why, role)
+        log.info("this node %s: it is %s", why, own.role)
         await asyncio.to_thread(self._server.stop)
         self._server.clear()
-        others = tuple(one for one in self._local.join_addresses if not one.startswith(f"{self._local.address}:"))
-        self._local = self._own.save(replace(self._local, role=role))
-        if role is not Role.CLIENT:
+        self._local = self._own.save(replace(self._local, role=own.role))
+        if self._local.is_member:
+            itself = endpoint(self._local.address, JOIN_PORT)
+            others = tuple(one for one in self._local.join_addresses if one != itself)
             await setting_up.become_member(self._host, self._local, others)
+            return
+        if self._joins is not None:
+            await self._joins.close()
+        if self._store is not None:
+            await self._store.close()
+        self._store = self._cluster = self._joins = None
+        self._own.remove_members()
 
     # Certificates
 

@@ -28,6 +28,8 @@ STATE = "/var/lib/weft/etcd"
 JOIN_PORT, CLIENT_PORT, PEER_PORT = 2378, 2379, 2380
 _FORMAT = 1
 _FILE = "cluster.json"
+_MEMBERS = ("root.pem", "root-key.pem", "ca-key.pem", "peer-ca.pem", "peer-ca-key.pem", "peer.pem", "peer-key.pem")
+"""What only members of etcd have; first what says that a host is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ class Files:
     def remove(self) -> None:
         """Remove the folder: certificates, keys and all."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_members(self) -> None:
+        """Remove what only members of etcd have. Raises StateDamaged."""
+        for name in _MEMBERS:
+            files.remove(self.path(name), "a file of the cluster:")
 
     def load(self) -> Local | None:
         """What ``cluster.json`` says, None without one. Raises StateDamaged."""

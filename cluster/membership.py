@@ -274,25 +274,42 @@ class Membership:
         return await self.change(name, removed)
 
     async def prefer(self, name: str) -> Role:
-        """Give a client the role of a learner, or of a voter that does not run; its role then. Raises Conflict."""
-        seen = await self.see()
-        node = seen.nodes.get(name)
-        if node is None or node.state is State.REMOVED:
-            raise Conflict(f"the cluster has no node {name}", hint="see weft node ls")
-        if node.role is Role.VOTER:
-            return node.role
-        others = [one for one in seen.present if one.role is not Role.CLIENT and one.name != name]
-        lost = [one for one in others if one.role is Role.VOTER and one.name not in seen.alive]
-        learners = [one for one in others if one.role is Role.LEARNER]
-        replaced = next(iter([*lost, *(learners if node.role is Role.CLIENT else [])]), None)
-        if replaced is None:
-            raise Conflict(
-                f"no member of etcd is down or a learner, whose place node {name} could take",
-                hint="let one of them leave first: weft node ls",
-            )
-        await self._assign(node, replaced.role)
-        await self._assign(replaced, Role.CLIENT)
-        return replaced.role
+        """Let a node change roles with a voter that does not run, with a learner, or with the only voter; its role
+        then. Raises Conflict, StoreError.
+        """
+        while True:
+            seen = await self.see()
+            node = seen.nodes.get(name)
+            if node is None or node.state is State.REMOVED:
+                raise Conflict(f"the cluster has no node {name}", hint="see weft node ls")
+            if node.role is Role.VOTER:
+                return node.role
+            voting = [one for one in seen.present if one.role is Role.VOTER]
+            lost = [one for one in voting if one.name not in seen.alive]
+            learners = [one for one in seen.present if one.role is Role.LEARNER and node.role is Role.CLIENT]
+            other = next(iter([*lost, *learners, *(voting if len(voting) == 1 else [])]), None)
+            if other is None:
+                raise Conflict(
+                    f"no member of etcd is down or a learner, whose place node {name} could take",
+                    hint="let one of them leave first: weft node ls",
+                )
+            if await self._exchange(node, other):
+                return other.role
+
+    async def _exchange(self, one: Node, other: Node) -> bool:
+        """Let two nodes change roles at once, since members assign roles anew to what they see between two changes.
+        False where a record is not the one that was read.
+        """
+        await self._make_grants()
+        same: list[Compare] = []
+        changes: list[Operation] = []
+        for node, role in ((one, other.role), (other, one.role)):
+            entry = await self._store.get(nodes.record_key(node.name))
+            if entry is None or not _is_same(nodes.decode(entry), node):
+                return False
+            same.append(Compare(entry.key, "mod", entry.mod_revision))
+            changes += [Put(entry.key, nodes.encode(replace(node, role=role))), grants.change(node, role)]
+        return (await self._store.transact(same, changes)).succeeded
 
     async def settle(self, most: int = 20) -> str:
         """Make the steps that lead to what the records say; what has to be waited for, "" for nothing.

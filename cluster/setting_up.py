@@ -215,12 +215,13 @@ async def _take_leave(host: Host, local: Local, *, last: bool, powered_off: bool
                     hint="weft cluster leave --last; GET /v1/snapshot before keeps keys and services",
                 )
             return
-        voting = [one for one in others if one.role is not Role.CLIENT and one.name in seen.alive]
-        if local.role is Role.VOTER and not voting:
-            raise Conflict(
-                "no other member of etcd runs: the cluster would be lost",
-                hint="see weft node ls; start the agents of the other members, or let another host join",
-            )
+        members = {one.name for one in await cluster.members()}
+        running = [one for one in others if one.name in seen.alive]
+        if local.role is Role.VOTER and not any(one.role is not Role.CLIENT and one.name in members for one in running):
+            hint = "see weft node ls; start the agents of the other members, or let another host join"
+            if running and len([one for one in seen.present if one.role is Role.VOTER]) == 1:
+                hint = f"weft node promote {running[0].name}, and repeat this when it has become a voter: weft node ls"
+            raise Conflict("no other member of etcd runs: the cluster would be lost", hint=hint)
         await cluster.remove(local.node, time.time(), powered_off=powered_off)
 
         async def gone() -> None:

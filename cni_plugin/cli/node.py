@@ -125,8 +125,8 @@ def rm(tool: Tool, name: str, powered_off: bool, force: bool, json_output: bool)
 def promote(tool: Tool, name: str, json_output: bool) -> None:
     """Choose the node that becomes the next member of etcd. On a member of etcd.
 
-    Members are chosen by age; this lets a client take the place of another node that is learner, or of a
-    voter whose agent is down. etcd must be installed on it.
+    Members are chosen by age; this lets a node change places with a voter whose agent is down, a learner,
+    or the only voter, which may leave then. etcd must be installed on it.
 
     \b
     Example:

@@ -187,6 +187,32 @@ def test_a_client_cannot_make_itself_a_member(start: Start) -> None:
 
 
 @pytest.mark.long
+def test_the_only_voter_hands_over_its_vote(start: Start) -> None:
+    """It is a client then, with nothing of a member, and may leave."""
+    one, two = start(1), start(2)
+    one.weft("cluster", "init", "--voters", "1")
+    two.weft("cluster", "join", token(one))
+    until(lambda: listed(one)["n2"]["alive"], PATIENTLY, "n2")
+    refused = one.weft("cluster", "leave", check=False)
+    assert "weft node promote n2" in refused.stderr
+    one.weft("node", "promote", "n2")
+    until(lambda: members(two) == {"n2": "false"}, PATIENTLY, "n2 as the only voter")
+    until(lambda: not one.path("/etc/weft/etcd/peer-key.pem").exists(), PATIENTLY,
+          lambda: f"the end of n1's keys: {one.weft('status', check=False).stdout}")  # fmt: skip
+    assert {path.name for path in one.path("/etc/weft/etcd").iterdir()} == {
+        *("ca.pem", "cluster.json", "node.pem", "node-key.pem"),
+    }
+    assert one.etcd() == 0
+    until(lambda: listed(one)["n1"]["role"] == "client", PATIENTLY, "n1 as a client")
+    written = one.path("/etc/weft/etcd/cluster.json").stat().st_mtime_ns
+    time.sleep(7)
+    assert one.path("/etc/weft/etcd/cluster.json").stat().st_mtime_ns == written, "it changes no more"
+
+    one.weft("cluster", "leave")
+    assert listed(two)["n1"]["state"] == "removed"
+
+
+@pytest.mark.long
 def test_a_member_that_has_lost_its_address(start: Start) -> None:
     """It says what to do; a majority of the others goes on."""
     _one, two, three = cluster(start, 3)
