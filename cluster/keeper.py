@@ -344,6 +344,8 @@ class MemberKeeper:
         log.info("this node %s: it is %s", why, own.role)
         await asyncio.to_thread(self._server.stop)
         self._server.clear()
+        if own.role is not Role.CLIENT:
+            await self._follow_address(own)
         self._local = self._own.save(replace(self._local, role=own.role))
         if self._local.is_member:
             itself = endpoint(self._local.address, JOIN_PORT)
@@ -356,6 +358,15 @@ class MemberKeeper:
             await self._store.close()
         self._store = self._cluster = self._joins = None
         self._own.remove_members()
+
+    async def _follow_address(self, own: Node) -> None:
+        """A client that is to be a member may have another address than it has joined with: etcd serves that, and
+        the certificate is for it.
+        """
+        if not is_own(self._local.address) and own.addresses:
+            self._local = self._own.save(replace(self._local, address=str(own.addresses[0])))
+        if self._local.underlay not in authority.addresses(self._own.read("node.pem")):
+            await renew(self._own, self._local, always=True)
 
     # Certificates
 
@@ -381,7 +392,11 @@ async def renew(own: Files, local: Local, *, always: bool = False) -> bool:
         try:
             made = str((await join_client.ask(local.join_addresses, own, request)).get("certificate", "")).encode()
         except Again as error:
-            raise WeftError(f"cannot renew this node's certificate: {error.message}", hint=error.hint) from None
+            raise WeftError(
+                f"cannot renew this node's certificate: {error.message}",
+                hint=f"members serve that in its last {authority.RENEW_DAYS} days, and while there is a join token: on "
+                f"one of them weft cluster token",
+            ) from None
     if not authority.belongs(made, key):
         raise WeftError("the certificate that the member sent is not for this node's key", hint="see weft node ls")
     own.write("node.pem", made)

@@ -187,6 +187,21 @@ def test_a_client_cannot_make_itself_a_member(start: Start) -> None:
 
 
 @pytest.mark.long
+def test_a_client_with_another_address_takes_the_place_of_a_voter(start: Start) -> None:
+    """Its certificate was for the address that it has joined with."""
+    hosts = cluster(start, 3)
+    four = start(4)
+    four.weft("cluster", "join", token(hosts[0]))
+    four.run("ip", "address", "flush", "dev", "eth0")
+    four.run("ip", "address", "add", "10.78.0.44/24", "dev", "eth0")
+    four.run("ip", "route", "replace", "default", "via", "10.78.0.254")
+    until(lambda: listed(hosts[0])["n4"]["addresses"] == ["10.78.0.44"], PATIENTLY, "the address in its record")
+    hosts[2].weft("cluster", "leave")
+    until(lambda: members(hosts[0]) == dict.fromkeys(("n1", "n2", "n4"), "false"), PATIENTLY, "n4 as a voter")
+    assert four.ctl("endpoint", "health", endpoint="10.78.0.44").code == 0
+
+
+@pytest.mark.long
 def test_the_only_voter_hands_over_its_vote(start: Start) -> None:
     """It is a client then, with nothing of a member, and may leave."""
     one, two = start(1), start(2)
