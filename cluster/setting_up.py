@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from cluster import authority, join_client, membership, weft_toml
@@ -32,12 +34,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a command changes on this host: its files, its member of etcd, ``weft.toml``; ``say`` tells of steps."""
+    """What a command changes on this host: its files, its member of etcd, ``weft.toml``; ``say`` tells of steps.
+
+    ``kept`` are files and folders with what is known of the cluster that this host is in, or was in.
+    """
 
     own: Files
     server: EtcdServer
     toml: str
     say: Say
+    kept: tuple[str, ...] = ()
+
+    def begin(self) -> None:
+        """Make the folder, for a cluster of which this host knows nothing: what it knows of one that it has left
+        would be written to this one.
+        """
+        for path in map(Path, self.kept):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.own.prepare()
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +82,7 @@ async def make(host: Host, node: str, address: str, voters: int) -> Local:
     if local is None:
         binary()  # before anything is written
         weft_toml.check_free(host.toml)
-        own.prepare()
+        host.begin()
         local = own.save(
             Local(node, membership.new_id(), address, cluster=membership.new_id(), role=Role.VOTER, made=True)
         )
@@ -123,7 +140,7 @@ async def join(host: Host, token: Token, node: str, address: str) -> tuple[Local
         address = address or await join_client.own_address(token.addresses)
         membership.check_address(address)
         own.remove()  # of a join that no member has admitted
-        own.prepare()
+        host.begin()
         local = own.save(Local(node, membership.new_id(), address, fingerprint=token.fingerprint))
     if not own.has("node-key.pem"):
         own.write("node-key.pem", authority.new_key())

@@ -12,6 +12,8 @@ from store import recovery
 from store.recovery import Damage
 from weft.errors import WeftError
 
+_OF_CLUSTER = ("etcd", "catalog.json", "overlay/networks.json", "overlay/restored.json")
+
 
 def path(settings: Settings) -> Path:
     """The file: under /run for a network namespace other than init's, which ends with the boot."""
@@ -26,6 +28,11 @@ def damages() -> list[Damage]:
         return recovery.reports(str(path(configuration.read())))
     except WeftError:
         return []
+
+
+def of_cluster(settings: Settings) -> tuple[str, ...]:
+    """What the agent knows of its etcd cluster is in these folders and files."""
+    return tuple(str(folder(settings) / name) for name in _OF_CLUSTER)
 
 
 def folder(settings: Settings) -> Path:

@@ -249,7 +249,7 @@ class Agent:
         data = self._overlay_data
         node = registry.node.name
         host = new_host(node, settings.address, data)
-        overlays = new_overlays(node, store, host, data, metrics)
+        overlays = new_overlays(node, store, host, data, metrics, clustered=settings.store is not None)
         peers = new_peers(overlays, new_echo(self._echo))
         more = (*page_routes(overview, Commands().run), *overlay_routes(overlays, store, peers))
         place = str(catalog_file.folder(settings))

@@ -46,9 +46,13 @@ Found = TypeVar("Found")
 
 
 class Overlays:
-    """A part of the agent. ``folder`` keeps what was last known of the store."""
+    """A part of the agent. ``folder`` keeps what was last known of the store; ``clustered``: that is a cluster's, of
+    which a host that is alone must not go on to know anything.
+    """
 
-    def __init__(self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics) -> None:
+    def __init__(
+        self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics, *, clustered: bool = True
+    ) -> None:
         self.node = node
         self.view = View()
         self.look = Look(None)
@@ -61,6 +65,7 @@ class Overlays:
         self.store_problem = ""
         self._store = store
         self._host = host
+        self._clustered = clustered
         self._path = os.path.join(folder, "networks.json")
         self.on_names: Callable[[], None] = lambda: None
         """Called when names of containers on other hosts have changed."""
@@ -86,7 +91,7 @@ class Overlays:
     async def start(self) -> None:
         """Apply what was last known, then follow the store."""
         await asyncio.to_thread(self._hold.read)
-        self._known = await asyncio.to_thread(self.view.restore, self._path)
+        self._known = self._clustered and await asyncio.to_thread(self.view.restore, self._path)
         self._wake.set()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._work())]
 

@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from cluster import authority, diagnosis, grants, keeper, networks, nodes, records, setting_up, tokens
 from cluster.etcd_server import EtcdServer
-from cluster.local import FOLDER, JOIN_PORT, Files, Local, endpoint
+from cluster.local import FOLDER, JOIN_PORT, STATE, Files, Local, endpoint
 from cluster.membership import Membership
 from cluster.nodes import Node, Role, State
 from cluster.setting_up import Host
 from cluster.tokens import Token
 from cluster.view import View
-from cni_plugin.agent import settings
+from cni_plugin.agent import catalog_file, settings
+from cni_plugin.agent.settings import Settings
 from cni_plugin.agent.stores import open_store
 from cni_plugin.engine import listener
 from discovery.consul.durations import parse_duration
@@ -36,11 +37,11 @@ Say = Callable[[str], None]
 
 def init(address: str, voters: int, seconds: float, say: Say) -> tuple[Local, Token]:
     """Make a cluster of this host, and a token that is valid for some seconds. Raises WeftError."""
-    node = settings.read().node
-    host = _host(say)
+    found = settings.read()
+    host = _host(say, found)
 
     async def make() -> tuple[Local, Token]:
-        local = await setting_up.make(host, node, address or _uplink(), voters)
+        local = await setting_up.make(host, found.node, address or _uplink(), voters)
         addresses = [endpoint(local.address, JOIN_PORT)]
         async with setting_up.administrating(host.own, local) as cluster:
             token = await tokens.issue(cluster.store, addresses, local.fingerprint, seconds, time.time())
@@ -51,8 +52,8 @@ def init(address: str, voters: int, seconds: float, say: Say) -> tuple[Local, To
 
 def join(token: str, address: str, say: Say) -> tuple[Local, bool]:
     """Let this host join; whether it was not of the cluster before. Raises WeftError."""
-    parsed = tokens.parse(token)
-    return _run(setting_up.join(_host(say), parsed, settings.read().node, address))
+    parsed, found = tokens.parse(token), settings.read()
+    return _run(setting_up.join(_host(say, found), parsed, found.node, address))
 
 
 def token(seconds: float) -> Token:
@@ -223,9 +224,10 @@ def _run(work: Coroutine[object, object, Result]) -> Result:
     return asyncio.run(work)
 
 
-def _host(say: Say) -> Host:
+def _host(say: Say, found: Settings | None = None) -> Host:
     own = Files(FOLDER)
-    return Host(own, EtcdServer(own, listener.folder()), configuration.path(), say)
+    kept = (STATE, *catalog_file.of_cluster(found)) if found is not None else ()
+    return Host(own, EtcdServer(own, listener.folder()), configuration.path(), say, kept)
 
 
 def _uplink() -> str:

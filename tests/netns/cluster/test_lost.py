@@ -203,13 +203,14 @@ def test_a_client_with_another_address_takes_the_place_of_a_voter(start: Start) 
 
 @pytest.mark.long
 def test_the_only_voter_hands_over_its_vote(start: Start) -> None:
-    """It is a client then, with nothing of a member, and may leave."""
+    """It is a client then, with nothing of a member, and may leave; and make a cluster again."""
     one, two = start(1), start(2)
     one.weft("cluster", "init", "--voters", "1")
     two.weft("cluster", "join", token(one))
     until(lambda: listed(one)["n2"]["alive"], PATIENTLY, "n2")
     refused = one.weft("cluster", "leave", check=False)
     assert "weft node promote n2" in refused.stderr
+    one.weft("network", "create", "-d", "overlay", "old")
     one.weft("node", "promote", "n2")
     until(lambda: members(two) == {"n2": "false"}, PATIENTLY, "n2 as the only voter")
     until(lambda: not one.path("/etc/weft/etcd/peer-key.pem").exists(), PATIENTLY,
@@ -225,6 +226,14 @@ def test_the_only_voter_hands_over_its_vote(start: Start) -> None:
 
     one.weft("cluster", "leave")
     assert listed(two)["n1"]["state"] == "removed"
+    until(lambda: "old" not in one.weft("network", "ls").stdout, PATIENTLY, "the end of the cluster's network")
+    one.weft("cluster", "init")
+    two.weft("cluster", "leave", "--last")
+    two.weft("cluster", "join", token(one))
+    until(lambda: members(one) == {"n1": "false", "n2": "true"}, PATIENTLY, "another cluster")
+    until(lambda: all(row["alive"] for row in listed(two).values()), PATIENTLY, "both agents")
+    keys = one.ctl("get", "--prefix", "--keys-only", "/weft/v2/overlay/", user="node").stdout.split()
+    assert keys == [], "the former cluster's network"
 
 
 @pytest.mark.long
