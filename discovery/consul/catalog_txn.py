@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from discovery.catalog import Catalog
 from discovery.consul.json_fields import BadField
 from discovery.consul.kv_txn import OperationFailed, Txn
-from discovery.layout import decode, encode, store_key
+from discovery.layout import decode, encode, host_prefix, store_key
 from discovery.structs import CatalogEntry, Check, Instance, Node
 from store import Delete, Put
 
@@ -85,9 +85,14 @@ class CatalogOperation:
             removed += [*self.catalog.node_instances(old.name), *self.catalog.node_checks(old.name)]
         elif isinstance(old, Instance):
             removed += [one for one in self.catalog.node_checks(old.node) if one.service_id == old.id]
-        for one in removed:
-            txn.writes[store_key(one)] = Delete(store_key(one))
-            txn.entries[store_key(one)] = None
+        keys = {store_key(one) for one in removed}
+        if isinstance(old, Node):
+            below = [host_prefix(old.name) + kind for kind in ("service/", "check/")]
+            keys |= {key for key in txn.writes if key.startswith(tuple(below))}
+            txn.deleted_prefixes += below
+        for key in keys:
+            txn.writes[key] = Delete(key)
+            txn.entries[key] = None
 
     async def _set(self, txn: Txn, old: Node | Instance | Check | None) -> CatalogEntry:
         value = self.value

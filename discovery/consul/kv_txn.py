@@ -19,6 +19,7 @@ from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, deco
 from discovery.layout import store_key
 from discovery.structs import CatalogEntry, VirtualAddress
 from store import Compare, Delete, Entry, Operation, Put, Store, Unavailable
+from store.limits import TRANSACTION_OPERATIONS
 
 FindSession = Callable[[str], Awaitable[Entry | None]]
 """Finds a session's entry by its id."""
@@ -75,6 +76,7 @@ class Txn:
     compares: dict[tuple[str, str], Compare] = field(default_factory=dict)
     writes: dict[str, Operation] = field(default_factory=dict)
     deleted_prefixes: list[str] = field(default_factory=list)
+    """Of keys of the store, each to be deleted with all below it."""
     changed: set[str] = field(default_factory=set)
     entries: dict[str, CatalogEntry | None] = field(default_factory=dict)
     """Catalog entries by key, as read or written."""
@@ -122,16 +124,31 @@ class Txn:
     def operations(self) -> list[Operation]:
         """The pending writes; a prefix is deleted by one operation if nothing below it is
         written.
+
+        Where they are too many for the store, holds of deleted keys stay until their session ends, which then
+        finds that they hold nothing.
         """
         writes = dict(self.writes)
         deleted_prefixes = []
-        for prefix in self.deleted_prefixes:
-            below = [key for key in writes if key.startswith(KV_PREFIX + prefix)]
+        for prefix in dict.fromkeys(self.deleted_prefixes):
+            below = [key for key in writes if key.startswith(prefix)]
             if all(isinstance(writes[key], Delete) for key in below):
-                deleted_prefixes.append(Delete(KV_PREFIX + prefix, prefix=True))
+                deleted_prefixes.append(Delete(prefix, prefix=True))
                 for key in below:
                     del writes[key]
-        return [*deleted_prefixes, *writes.values()]
+        found = [*deleted_prefixes, *writes.values()]
+        if len(found) <= TRANSACTION_OPERATIONS:
+            return found
+        return [one for one in found if not (isinstance(one, Delete) and one.key.startswith(LOCK_PREFIX))]
+
+    def comparisons(self) -> list[Compare]:
+        """What must be unchanged. Where that is too much for the store, without lock delays: one is written with
+        its key, whose own comparison fails then, unless the key was made and deleted meanwhile.
+        """
+        found = list(self.compares.values())
+        if len(found) <= TRANSACTION_OPERATIONS:
+            return found
+        return [one for one in found if not one.key.startswith(LOCK_DELAY_PREFIX)]
 
 
 class TxnOperation(Protocol):
@@ -154,7 +171,7 @@ async def apply(store: Store, operations: Sequence[TxnOperation], find_session: 
                 errors.append(TxnError(number, str(error)))
         if errors:
             return TxnResult((), tuple(errors))
-        outcome = await store.transact(tuple(txn.compares.values()), txn.operations())
+        outcome = await store.transact(txn.comparisons(), txn.operations())
         if outcome.succeeded:
             return TxnResult(tuple(_with_indexes(one, txn, outcome.revision) for one in results))
     raise Unavailable(
@@ -176,7 +193,7 @@ async def _run_operation(txn: Txn, operation: KVOperation) -> list[KVPair]:
         case "delete-tree":
             for found in await txn.read_tree(operation.key):
                 txn.delete(found.key)
-            txn.deleted_prefixes.append(operation.key)
+            txn.deleted_prefixes.append(KV_PREFIX + operation.key)
             return []
     pair = await txn.read(operation.key)
     match operation.verb:

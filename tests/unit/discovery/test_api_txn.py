@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from discovery.kv import LOCK_PREFIX
 from lab.agent import LabAgent, Waiting
 
 FAR = {"Node": "far", "Address": "192.0.2.9"}
@@ -83,6 +84,30 @@ def test_a_deleted_node_takes_everything_with_it(agent: LabAgent) -> None:
     assert agent.put("/v1/txn", [node("delete")]).status == 200
     assert agent.get("/v1/health/service/web").json == []
     assert agent.get("/v1/catalog/node/far").json is None
+
+
+def test_a_node_with_more_services_than_the_store_takes_operations(agent: LabAgent) -> None:
+    for number in range(130):
+        agent.put("/v1/catalog/register", {**FAR, "Service": {"Service": f"s{number}"}})
+    done = agent.put("/v1/txn", [service("set"), node("delete"), node("set")])
+    assert done.status == 200, done.text
+    assert agent.get("/v1/catalog/node/far").json["Services"] == {}
+    assert agent.get("/v1/catalog/services").json == {"consul": []}
+
+
+def test_as_many_locks_as_a_transaction_has_operations(agent: LabAgent) -> None:
+    session = agent.put("/v1/session/create", {"LockDelay": "0s"}).json["ID"]
+    for part in ("a", "b", "c"):
+        keys = [f"locks/{part}{number}" for number in range(64)]
+        locks = [{"KV": {"Verb": "lock", "Key": key, "Value": "", "Session": session}} for key in keys]
+        assert agent.put("/v1/txn", locks).status == 200
+    deleted = agent.request("DELETE", "/v1/kv/locks/?recurse")
+    assert (deleted.status, deleted.text) == (200, "true")
+    assert agent.put("/v1/kv/locks/a1", b"x").text == "true"
+    agent.put(f"/v1/session/destroy/{session}")
+    assert agent.call(agent.store.range(LOCK_PREFIX)).entries == ()
+    assert [one["Key"] for one in agent.get("/v1/kv/locks/?recurse").json] == ["locks/a1"]
+    agent.request("DELETE", "/v1/kv/locks/a1")
 
 
 def test_a_service_whose_name_changes(agent: LabAgent) -> None:
