@@ -11,12 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from discovery.catalog import Catalog, node_checks
+from discovery.catalog import NODES, Catalog, node_checks
+from discovery.catalog import node as node_topic
 from discovery.health.probes import STALL_SECONDS, Prober, ProbeResult
 from discovery.health.status_handler import StatusHandler
 from discovery.metrics import Metrics
 from discovery.registry import NotRegistered, Registry
-from discovery.structs import CheckDefinition, Status, worst_status
+from discovery.structs import CheckDefinition, Instance, Status, worst_status
 from store import StoreError
 from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
@@ -188,14 +189,14 @@ class Checker:
 
     async def _run_alias(self, definition: CheckDefinition) -> None:
         """Follow the health of another service or node."""
-        node = definition.alias_node or self._registry.node.name
+        asked = definition.alias_node or self._registry.node.name
         while True:
-            seen = self._catalog.changed(node_checks(node))
-            checks = [
-                check
-                for check in self._catalog.node_checks(node)
-                if check.service_id in ("", definition.alias_service) and check.id != definition.id
-            ]
+            known = self._catalog.node(asked)  # names of nodes are case-insensitive
+            node = known.name if known is not None else asked
+            topics = (node_topic(node), node_checks(node)) if known is not None else (NODES,)
+            seen = self._catalog.changed(*topics)
+            target_checks = self._catalog.checks_of(Instance(node, definition.alias_service, ""))
+            checks = [check for check in target_checks if check.id != definition.id]
             target = self._catalog.instance(node, definition.alias_service) if definition.alias_service else True
             if target is None:
                 status, text = Status.CRITICAL, f"Service {definition.alias_service} could not be found on node {node}"
@@ -204,7 +205,7 @@ class Checker:
                 bad = [check.name for check in checks if check.status is status and status is not Status.PASSING]
                 text = f"Aliased check {bad[0]!r} is {status.value}" if bad else "All checks passing."
             await self._report(definition, status, text)
-            await self._catalog.wait((node_checks(node),), seen, _ALIAS_SECONDS)
+            await self._catalog.wait(topics, seen, _ALIAS_SECONDS)
 
     async def _report(self, definition: CheckDefinition, status: Status, text: str) -> None:
         await self._registry.update_check(definition.id, status, text)

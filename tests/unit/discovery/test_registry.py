@@ -307,6 +307,20 @@ def test_tcp_http_and_alias_checks(tmp_path: Path) -> None:
     run(test)
 
 
+def test_an_alias_follows_a_service_without_checks(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, checks=True) as parts:
+            alias = CheckDefinition("a", "a", "alias", "copy", alias_node="N1", alias_service="web-1")
+            await parts.registry.register(Instance("", "copy", "copy"), [alias])
+            await parts.until(lambda: "could not be found on node n1" in parts.registry.checks()["a"].output)
+            await parts.registry.register(WEB)
+            await parts.until(lambda: parts.health("copy") == [("copy", Status.PASSING)])
+            await parts.registry.deregister("web-1")
+            await parts.until(lambda: parts.health("copy") == [("copy", Status.CRITICAL)])
+
+    run(test)
+
+
 def test_scripts_run_only_where_enabled(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, checks=True) as parts:
