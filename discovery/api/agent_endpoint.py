@@ -13,7 +13,7 @@ from discovery.api.router import HttpResponse, endpoint
 from discovery.api.visibility import visible_names
 from discovery.catalog import Catalog
 from discovery.consul import API_LEVEL
-from discovery.layout import store_key
+from discovery.layout import session_key, store_key
 from discovery.metrics import Metrics
 from discovery.registry import Registry
 from discovery.structs import SERF_HEALTH, CatalogEntry, Node
@@ -175,8 +175,9 @@ def _sampled(count: int, total: float) -> serialize.Json:
 
 
 async def deregister_node(store: Store, catalog: Catalog, name: str) -> None:
-    """Delete a node and all on it from the catalog, the node last. Raises StoreError."""
+    """Delete a node and all on it from the catalog, its sessions and the node last. Raises StoreError."""
     removed: list[CatalogEntry] = [*catalog.node_instances(name), *catalog.node_checks(name)]
-    operations = [Delete(store_key(one)) for one in removed] + [Delete(store_key(Node(name, "")))]
+    operations = [Delete(store_key(one)) for one in removed]
+    operations += [Delete(session_key(name), prefix=True), Delete(store_key(Node(name, "")))]
     for start in range(0, len(operations), 100):
         await store.transact((), operations[start : start + 100])

@@ -87,7 +87,7 @@ class CatalogOperation:
             removed += [one for one in self.catalog.node_checks(old.node) if one.service_id == old.id]
         keys = {store_key(one) for one in removed}
         if isinstance(old, Node):
-            below = [host_prefix(old.name) + kind for kind in ("service/", "check/")]
+            below = [host_prefix(old.name) + kind for kind in ("service/", "check/", "session/")]
             keys |= {key for key in txn.writes if key.startswith(tuple(below))}
             txn.deleted_prefixes += below
         for key in keys:

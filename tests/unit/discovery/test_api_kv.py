@@ -254,6 +254,23 @@ def test_a_session_of_a_node_without_an_agent(agent: LabAgent, client: consul.Co
     agent.put("/v1/catalog/deregister", {"Node": "ext"})
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("catalog/deregister", {"Node": "ext"}),
+        ("agent/force-leave/ext", None),
+        ("txn", [{"Node": {"Verb": "delete", "Node": {"Node": "ext"}}}]),
+    ],
+)
+def test_the_sessions_of_a_node_end_with_it(agent: LabAgent, client: consul.Consul, path: str, body: object) -> None:
+    agent.put("/v1/catalog/register", {"Node": "ext", "Address": "192.0.2.1"})
+    session = agent.put("/v1/session/create", {"Node": "ext", "NodeChecks": [], "LockDelay": "0s"}).json["ID"]
+    assert client.kv.put("lock", "x", acquire=session)
+    assert agent.put(f"/v1/{path}", body).status == 200
+    until(lambda: client.session.info(session)[1] is None)
+    until(lambda: "Session" not in client.kv.get("lock")[1])
+
+
 def test_sessions_are_listed(agent: LabAgent, client: consul.Consul) -> None:
     session = client.session.create("mine", ttl=3600, lock_delay=30)
     found = client.session.info(session)[1]
