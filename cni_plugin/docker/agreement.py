@@ -66,8 +66,6 @@ class Seen:
     containers: set[str] = field(default_factory=set)
     addresses: dict[Subnet, set[Address]] = field(default_factory=dict)
     """Of each subnet whose addresses weft gives out, those that are in use."""
-    swarm: set[Subnet] = field(default_factory=set)
-    """Of these, those of which containers of other hosts have addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +261,6 @@ class Agreement:
                 subnet = config.subnet("Subnet")
                 if subnet is not None:
                     found.addresses[subnet] = set(_given(config))
-                    found.swarm |= {subnet} if section.text("Scope") == "swarm" else set()
             containers = section.section("Containers")
             raw = section.raw("Containers")
             for name in list(raw) if isinstance(raw, dict) else ():
@@ -295,7 +292,7 @@ class Agreement:
             frozenset(
                 (pool.id, text, made)
                 for pool in pools
-                if pool not in unused and ip_network(pool.subnet) not in seen.swarm
+                if pool not in unused
                 for text, made in pool.taken.items()
                 if text != pool.gateway and ip_address(text) not in seen.addresses[ip_network(pool.subnet)]
             ),

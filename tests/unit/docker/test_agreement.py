@@ -207,10 +207,6 @@ def test_addresses_of_networks_of_dockers_own_drivers_are_kept(agree: Agree, kep
     agree([network("weft", (ENDPOINT,)) | {"Driver": "macvlan"}, other])
     [found] = kept.all(Pool)
     assert list(found.taken) == ["172.18.0.2"] and list(kept.all(Network)) == []
-    # In a swarm, containers of other hosts have addresses of it as well.
-    address_of(addresses, pool, "172.18.0.3")
-    agree([network("weft", (ENDPOINT,)) | {"Driver": "overlay", "Scope": "swarm"}])
-    assert set(next(iter(kept.all(Pool))).taken) == {"172.18.0.2", "172.18.0.3"}
 
 
 def test_unknown_endpoints_of_calls_are_no_error(driver: Networks) -> None:
