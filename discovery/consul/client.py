@@ -208,6 +208,8 @@ class ApiClient:
 
         try:
             connection.request(method, target, body, self._headers)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a body that is too large is refused before it is read whole: the response says so, if there is one
         except (OSError, HTTPException) as error:
             connection.close()
             raise unreachable(self.address, error) from error

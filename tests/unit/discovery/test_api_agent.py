@@ -195,6 +195,7 @@ TTL = {"TTL": "1h"}
         ("service/register", None, 400, "is not an object"),
         ("service/register", {"Name": "a", "Address": "0.0.0.0"}, 400, "Invalid service address"),
         ("service/register", {"Name": "consul"}, 400, "is reserved for the agent"),
+        ("service/register", {"Name": "Consul"}, 400, "is reserved for the agent"),
         ("service/register", {"Name": "a", "Check": {"Args": ["x"], "Interval": "1s"}}, 400, "Scripts are disabled"),
         ("service/deregister/none", None, 404, 'Unknown service ID "none". Ensure that the service ID is passed, not'),
         ("service/maintenance/none?enable=true", None, 404, 'Unknown service ID "none"'),
