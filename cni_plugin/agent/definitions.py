@@ -125,7 +125,7 @@ class Definitions:
     def _service(self, found: JsonObject) -> Registration:
         """Raises BadField."""
         registration = parse_service(found, self._registry.node.name, scripts=self._scripts)
-        if CONSUL_SERVICE in (registration.instance.id, registration.instance.name):
+        if CONSUL_SERVICE in (registration.instance.id, registration.instance.name.lower()):
             raise BadField(f'Invalid service name: "{CONSUL_SERVICE}" is reserved for the agent')
         return registration
 

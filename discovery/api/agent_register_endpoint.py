@@ -38,7 +38,7 @@ class AgentRegisterEndpoint:
     async def register(self, request: HttpRequest) -> HttpResponse:
         registration = parse_service(await request.json(), self._registry.node.name, scripts=self._scripts)
         instance = registration.instance
-        if CONSUL_SERVICE in (instance.id, instance.name):
+        if CONSUL_SERVICE in (instance.id, instance.name.lower()):
             raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is reserved for the agent')
         request.acl.require_write("service", instance.name)
         # What it replaces may be another service's.
