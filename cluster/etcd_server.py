@@ -8,16 +8,18 @@ knows it. etcd logs to the journal, or to ``etcd.log`` beside the lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from cluster.local import CLIENT_PORT, PEER_PORT, Files, Local, endpoint
 from weft import daemons, files, processes, systemd
-from weft.errors import WeftError
+from weft.errors import Conflict, WeftError
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +170,8 @@ class EtcdServer:
         """Start it, unless it runs; whether it was started. Raises WeftError."""
         if self.running():
             return False
+        if (local := self._own.load()) is not None:
+            _require_ports(local.address)
         files.make_directory(DATA, "etcd's data")
         if systemd.is_running():
             systemd.control("start", UNIT)
@@ -239,6 +243,21 @@ class EtcdServer:
             lines = Path(self._log).read_text(encoding="utf-8", errors="replace").splitlines()
             return lines[-1][:300] if lines else ""
         return ""
+
+
+def _require_ports(address: str) -> None:
+    """Raises Conflict where another program has a port of etcd, which would only end."""
+    for port in (CLIENT_PORT, PEER_PORT):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise Conflict(
+                        f"TCP port {port} of {address} is in use by another program",
+                        hint=f"ss -ltnp 'sport = :{port}' shows which: Debian's own etcd, or that of Kubernetes?",
+                    ) from None
 
 
 def _end(process: int) -> None:

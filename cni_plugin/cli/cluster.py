@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -173,6 +174,8 @@ def findings() -> list[tuple[str, Remedy]]:
 @contextlib.contextmanager
 def libraries() -> Iterator[None]:
     """Name the Python package that is missing. Raises WeftError."""
+    # Errors have the cause, and gRPC's C core, which reads this as it is imported, writes each failed handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         yield
     except ImportError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -220,7 +219,6 @@ def _joined() -> tuple[Local, Files]:
 
 
 def _run(work: Coroutine[object, object, Result]) -> Result:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors have the cause
     return asyncio.run(work)
 
 

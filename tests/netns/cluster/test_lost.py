@@ -256,3 +256,18 @@ def test_a_host_without_etcd(start: Start) -> None:
     refused = one.weft("cluster", "init", check=False)
     assert "etcd is not installed" in refused.stderr
     assert "apt-get install etcd-server" in refused.stderr
+
+
+def test_a_host_whose_ports_are_in_use(start: Start) -> None:
+    """It says so at once, not after the patience with etcd; and nothing but that."""
+    one = start(1)
+    other = "python3 -m http.server 2379 --bind 0.0.0.0 >/dev/null 2>&1 & echo $!"
+    process = one.run("sh", "-c", other).stdout.strip()
+    until(lambda: one.run("bash", "-c", "</dev/tcp/10.78.0.1/2379", check=False).code == 0, PATIENTLY, "the server")
+    begun = time.monotonic()
+    refused = one.weft("cluster", "init", check=False)
+    assert "TCP port 2379 of 10.78.0.1 is in use by another program" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 2 and time.monotonic() - begun < 60
+    one.run("kill", process)
+    one.weft("cluster", "init")
+    assert members(one) == {"n1": "false"}
