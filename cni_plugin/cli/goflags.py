@@ -8,6 +8,7 @@ Source: https://pkg.go.dev/flag; https://developer.hashicorp.com/consul/commands
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -20,6 +21,7 @@ from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
+_LATE = re.compile(r"unexpected extra arguments? \((?:[^-)]\S* )*(-[^ )]+)")
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
@@ -40,7 +42,8 @@ class GoCommand(click.Command):
             return super().parse_args(ctx, self._normalize(ctx, args))
         except (WrongFlag, click.UsageError) as error:
             message = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
-            fail(message, hint=f"see {ctx.command_path} -help")
+            late = "" if ctx.allow_interspersed_args else _LATE.search(message)
+            fail(message, hint=f"options go before arguments: {late[1]}" if late else f"see {ctx.command_path} -help")
 
     def _normalize(self, ctx: click.Context, args: list[str]) -> list[str]:
         return normalize(args, self.get_params(ctx), anywhere=ctx.allow_interspersed_args)

@@ -162,6 +162,20 @@ def test_keys_are_set_read_and_deleted(tmp_path: Path) -> None:
     assert good("kv", "get", "-keys", "app/") == ""
 
 
+def test_a_value_that_is_too_large_is_called_that(agent: LabAgent) -> None:
+    """The agent answers before it has read it, and closes the connection while it is sent."""
+    for address in (f"127.0.0.1:{agent.port}", f"unix://{agent.folder}/api.sock"):
+        code, _, said = call("kv", "put", f"-http-addr={address}", "big", "-", given=bytes(2 << 20))
+        assert code == 1 and "too large, max size: 524288 bytes" in said
+
+
+def test_options_after_arguments_are_pointed_out() -> None:
+    """As in Go they are arguments there."""
+    assert call("kv", "get", "a", "-detailed")[2].endswith("hint: options go before arguments: -detailed\n")
+    assert call("services", "watch", "web", "b", "--json")[2].endswith("arguments: --json\n")
+    assert call("kv", "get", "a", "b")[2].endswith("hint: see weft kv get -help\n")
+
+
 def test_keys_are_exported_and_imported() -> None:
     good("kv", "put", "-flags=3", "a/b", "1")
     exported = good("kv", "export", "a/")
