@@ -21,7 +21,7 @@ from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.shared import end
-from weft import identity, parallel
+from weft import events, identity, parallel
 from weft.errors import UnknownContainer, WeftError
 from weft.kernel.interface import Namespace
 from weft.kernel.values import Element
@@ -275,10 +275,22 @@ def remarks(context: ServiceContext, one: Endpoint) -> list[str]:
 
 
 def detach(context: ServiceContext, one: Endpoint) -> None:
-    """Detach: undo the attachments of all plugins, last plugin first. Raises the first error after
-    trying all.
+    """Detach: undo the attachments of all plugins, last plugin first; an event, as a runtime's DEL is.
+    Raises the first error after trying all.
     """
-    raise_all(list(_detach(context, one)))
+    started = time.monotonic()
+    errors = list(_detach(context, one))
+    fields: dict[str, events.Value] = {
+        "network": one.network,
+        "container": one.container,
+        "interface": one.interface,
+        "ms": round((time.monotonic() - started) * 1000, 1),
+        "by": events.asker(context.caller),
+    }
+    if errors:
+        fields |= {"code": errors[0].code, "error": errors[0].message}
+    events.record(context.host.run, "del", fields)
+    raise_all(errors)
 
 
 def _detach(context: ServiceContext, one: Endpoint) -> Iterator[WeftError]:

@@ -9,6 +9,7 @@ import os
 import pytest
 
 from cni_plugin.networks import pools
+from weft import events
 from weft.kernel.values import KernelRoute
 from weft.types import Route
 
@@ -252,6 +253,19 @@ def test_rm_refuses_networks_in_use_unless_forced(run) -> None:
     assert os.listdir(run.folder / "leases") == []
     assert after["/proc/thread-self/ns/net"] == before["/proc/thread-self/ns/net"]
     assert not any(after["rules"].values())
+
+
+def test_what_rm_detaches_is_an_event(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[str, dict[str, events.Value]]] = []
+    monkeypatch.setattr(events, "record", lambda folder, event, fields: recorded.append((event, dict(fields))))
+    run.good("network", "create", "blue")
+    run.container("c1")
+    run.good("attach", "blue", "c1")
+    recorded.clear()
+    run.good("network", "rm", "-f", "blue")
+    [(event, fields)] = recorded
+    assert (event, fields["network"], fields["container"], fields["interface"]) == ("del", "blue", "weft-c1", "eth0")
+    assert str(fields["by"]).startswith("weft[") and "error" not in fields
 
 
 def test_rm_of_several_networks_goes_on_after_one_that_stays(run) -> None:
