@@ -120,8 +120,11 @@ def up(tool: Tool, config: str | None, restart: bool, json_output: bool) -> None
         replaced = _replace_others()
         if json_output:
             as_json({"replaced": replaced})
-        for line in replaced if not json_output else ():
+            return
+        for line in replaced:
             say(f"replaced {line}")
+        if not replaced:
+            say("nothing to replace: no daemon is of another installation or release")
         return
     if config:
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)

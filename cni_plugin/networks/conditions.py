@@ -107,7 +107,10 @@ def of_certificates(paths: Iterable[str], now: float = 0.0) -> Iterator[Finding]
             what = f"expires in {round(left / 86400)} days, at {when}" if left > 0 else f"has expired at {when}"
             yield Finding(
                 f"the certificate {path} {what}; clients then refuse the agent",
-                NoCommand("have it issued again by its authority, then restart the agent: weft up --restart"),
+                NoCommand(
+                    "have it issued again by its authority, then restart the agent, which reads it when it starts: "
+                    "systemctl restart weft-agent, or without systemd weft down && weft up"
+                ),
             )
 
 

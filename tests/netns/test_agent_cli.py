@@ -64,6 +64,7 @@ def test_up_status_down(host: Host, weft: Weft) -> None:
     again = weft("up").stdout
     assert f"agent already running, process {processes[0]}" in again
     assert f"engine already running, process {processes[1]}" in again
+    assert weft("up", "--restart").stdout == "nothing to replace: no daemon is of another installation or release\n"
 
     weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80")
     weft("network", "create", "blue", "--subnet", "10.7.0.0/24")

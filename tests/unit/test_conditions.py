@@ -106,6 +106,8 @@ def test_certificates(tmp_path: Path) -> None:
     assert list(conditions.of_certificates([str(path)])) == []
     [soon] = conditions.of_certificates([str(path)], now=ends - 5 * 86400)
     assert "expires in 5 days" in soon.what
+    # weft up --restart does not restart an agent of the same release.
+    assert "weft down && weft up" in str(soon.remedy) and "--restart" not in str(soon.remedy)
     [over] = conditions.of_certificates([str(path)], now=ends + 1)
     assert "has expired" in over.what
     path.write_text(path.read_text()[:200] + "\n-----END CERTIFICATE-----\n")
