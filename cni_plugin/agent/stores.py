@@ -29,5 +29,6 @@ async def open_store(settings: Settings, damage: str) -> Store:
     try:
         from store.etcd.client import open_etcd
     except ImportError as error:
-        raise Unavailable(f"[store] needs grpcio and protobuf: {error}", hint="pip install 'weft[cluster]'") from error
+        hint = "pip install grpcio protobuf beside weft, or install weft with its extra: pip install '.[cluster]'"
+        raise Unavailable(f"[store] needs grpcio and protobuf: {error}", hint=hint) from error
     return await open_etcd(replace(settings.store, state=str(catalog_file.folder(settings) / "etcd")))

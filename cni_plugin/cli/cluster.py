@@ -17,7 +17,9 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from weft.errors import WeftError
 from weft.remedies import Remedy
 
-_EXTRA = "pip install 'weft[cluster]'"
+_EXTRA = (
+    "pip install grpcio protobuf cryptography beside weft, or install weft with its extra: pip install '.[cluster]'"
+)
 
 
 @click.group()
@@ -26,7 +28,7 @@ def cluster() -> None:
 
     The hosts of a cluster have one catalogue of services and keys, in etcd, which weft sets up: 1 or 3
     of them (5 with --voters 5) are its members. Needs etcd (Debian: etcd-server) on these, and the
-    Python packages of weft[cluster] on all.
+    Python packages of the extra [cluster] on all.
     """
 
 

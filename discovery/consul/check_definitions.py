@@ -154,7 +154,7 @@ def _target(kind: str, address: str) -> str:
     name = kind.upper()
     wanted = "URL, expected e.g. http://10.0.0.5:8080/health" if kind == "http" else "address, expected HOST:PORT"
     if kind == "grpc" and find_spec("grpc") is None:
-        raise BadField("Invalid check: GRPC: gRPC checks need grpcio on this agent: pip install 'weft[grpc]'")
+        raise BadField("Invalid check: GRPC: gRPC checks need grpcio on this agent: pip install grpcio beside weft")
     try:
         if kind == "http":
             parse_url(address)

@@ -1,4 +1,4 @@
-"""gRPC checks, by grpcio, which is optional (``weft[grpc]``).
+"""gRPC checks, by grpcio, which is optional (the extra ``grpc``).
 
 Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md. The two messages are
 encoded here: one string, one enumeration.
@@ -55,7 +55,7 @@ def load_grpc() -> None:
     try:
         import grpc  # noqa: F401
     except ImportError as error:
-        raise OSError("gRPC checks need grpcio: pip install 'weft[grpc]'") from error
+        raise OSError("gRPC checks need grpcio: pip install grpcio beside weft") from error
 
 
 def _roots() -> bytes | None:

@@ -1,1 +1,1 @@
-"""The store on an etcd cluster, by gRPC (``weft[cluster]``): ``client.open_etcd``."""
+"""The store on an etcd cluster, by gRPC (the extra ``cluster``): ``client.open_etcd``."""

@@ -102,7 +102,7 @@ def test_options_that_change_the_meaning() -> None:
 
 def test_grpc_checks_need_grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_definitions, "find_spec", lambda name: None)
-    with pytest.raises(BadField, match=r"need grpcio on this agent: pip install 'weft\[grpc\]'"):
+    with pytest.raises(BadField, match=r"need grpcio on this agent: pip install grpcio"):
         parse(GRPC="a:1", Interval="1s")
     monkeypatch.setattr(check_definitions, "find_spec", lambda name: name)
     found = parse(GRPC="a:1/web", GRPCUseTLS=True, Interval="1s")
