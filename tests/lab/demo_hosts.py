@@ -81,6 +81,7 @@ def _show(one: ClusterHost, two: ClusterHost, three: ClusterHost) -> None:
     _step("Of etcd's three members another one is killed: no majority. Names and connections go on")
     # Stopped, not killed: the agent would start it again within a second.
     three.run("kill", "-STOP", str(three.etcd()))
+    _print(two, "weft network create -d overlay late")
     refused = two.weft("network", "create", "-d", "overlay", "late", check=False)
     assert refused.code != 0, "a network was created without a majority"
     print(refused.stderr.strip())
