@@ -170,8 +170,13 @@ class EtcdServer:
         """Start it, unless it runs; whether it was started. Raises WeftError."""
         if self.running():
             return False
-        if (local := self._own.load()) is not None:
-            _require_ports(local.address)
+        local = self._own.load()
+        taken = _taken_port(local.address) if local is not None else 0
+        if taken and not self.running():  # it may have been started meanwhile
+            raise Conflict(
+                f"TCP port {taken} is in use by another program, and etcd cannot start",
+                hint=f"ss -ltnp 'sport = :{taken}' shows which: Debian's own etcd, or that of Kubernetes?",
+            )
         files.make_directory(DATA, "etcd's data")
         if systemd.is_running():
             systemd.control("start", UNIT)
@@ -245,8 +250,8 @@ class EtcdServer:
         return ""
 
 
-def _require_ports(address: str) -> None:
-    """Raises Conflict where another program has a port of etcd, which would only end."""
+def _taken_port(address: str) -> int:
+    """A port of etcd at which a program listens already, 0 if there is none."""
     for port in (CLIENT_PORT, PEER_PORT):
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -254,10 +259,8 @@ def _require_ports(address: str) -> None:
                 probe.bind((address, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise Conflict(
-                        f"TCP port {port} of {address} is in use by another program",
-                        hint=f"ss -ltnp 'sport = :{port}' shows which: Debian's own etcd, or that of Kubernetes?",
-                    ) from None
+                    return port
+    return 0
 
 
 def _end(process: int) -> None:

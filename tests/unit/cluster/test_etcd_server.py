@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cni_plugin.cli import agents
 from cni_plugin.cli.install import install
 from cni_plugin.entry import units
 from weft import systemd
+from weft.errors import Conflict
 
 
 class Systemctl:
@@ -134,3 +136,20 @@ def test_an_upgrade_replaces_the_unit_that_is_there(systemctl: Systemctl, monkey
     assert systemctl.unit.read_text() == systemctl.loaded == etcd_server.unit("/usr/bin/etcd", FOLDER)
     assert agents._replace_others() == []
     assert not {"start", "restart", "stop"} & {*systemctl.calls}
+
+
+def test_a_port_of_another_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not one of etcd itself, which the agent may have started meanwhile."""
+    monkeypatch.setattr(systemd, "is_running", lambda: False)
+    monkeypatch.setattr(etcd_server, "DATA", str(tmp_path / "data"))
+    own = Files(str(tmp_path / "weft" / "etcd"))
+    own.prepare()
+    own.save(Local("n1", "1f", "127.0.0.1", cluster="c1"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr(etcd_server, "CLIENT_PORT", other.getsockname()[1])
+        with pytest.raises(Conflict, match="is in use by another program"):
+            EtcdServer(own, str(tmp_path)).ensure()
+        found = iter((0, 7))
+        monkeypatch.setattr(EtcdServer, "running", lambda self: next(found))
+        monkeypatch.setattr(etcd_server, "binary", lambda: "/bin/true")
+        EtcdServer(own, str(tmp_path)).ensure()
