@@ -147,6 +147,8 @@ def token(host: ClusterHost, *words: str) -> str:
 
 
 def members(host: ClusterHost) -> dict[str, str]:
-    """The members of etcd by name, as a member lists them: "false" for one that votes, "true" for a learner."""
+    """The members of etcd by name, as a member lists them: "false" for one that votes, "true" for a learner. A learner
+    itself lists none.
+    """
     found = host.ctl("member", "list", check=False).stdout.splitlines()
     return {words[2]: words[5] for line in found if len(words := line.split(", ")) == 6}
