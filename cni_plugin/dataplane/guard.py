@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from cni_plugin.dataplane.packets import EXPECTED
 from weft.kernel.schema import Chain, Rule, Table
 
 GROUP, GROUP_MASK = 0x77660000, 0xFFFF0000
@@ -31,6 +32,7 @@ def _has(group: str, bits: int) -> str:
     return f"{group} & {GROUP_MASK | bits:#x} == {GROUP | bits:#x}"
 
 
+_AS_CONNECTIONS = "only where its sender may open connections to"
 _DNS = "DNS at the link's address"
 _RULES = Table(
     "inet",
@@ -57,6 +59,33 @@ _RULES = Table(
             (
                 Rule("ct status dnat accept", "to a published port"),
                 Rule("goto intra_network", "from the network itself"),
+            ),
+        ),
+        Chain(
+            "isolation",
+            "which networks may open connections to which",
+            (
+                Rule(f"{_has('iifgroup', INTERNAL)} goto intra_network", "internal: no way out"),
+                Rule(f"{_has('oifgroup', CLOSED)} goto published_or_intra_network", "isolation closed"),
+                Rule(
+                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', CLOSED)} goto published_or_intra_network",
+                    "isolation routed: not from containers of other networks",
+                ),
+                Rule(
+                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', ROUTED)} goto published_or_intra_network",
+                    "isolation routed: not from containers of other networks",
+                ),
+            ),
+        ),
+        Chain(
+            "related_packets",
+            "ICMP errors: whoever knows a connection's addresses and ports can make one, and send it to either end",
+            (
+                EXPECTED,
+                Rule(f"{_has('iifgroup', CLOSED)} goto isolation", _AS_CONNECTIONS),
+                Rule(f"{_has('iifgroup', ROUTED)} goto isolation", _AS_CONNECTIONS),
+                Rule(f"{_has('oifgroup', INTERNAL)} goto published_or_intra_network", "internal: of no router outside"),
+                Rule("accept", "of a router on the way"),
             ),
         ),
         Chain(
@@ -101,19 +130,11 @@ _RULES = Table(
         ),
         Chain(
             "filter_forward",
-            "isolation: which networks may open connections to which",
+            "isolation of networks",
             (
-                Rule("ct state established,related accept", "only new connections are judged"),
-                Rule(f"{_has('iifgroup', INTERNAL)} goto intra_network", "internal: no way out"),
-                Rule(f"{_has('oifgroup', CLOSED)} goto published_or_intra_network", "isolation closed"),
-                Rule(
-                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', CLOSED)} goto published_or_intra_network",
-                    "isolation routed: not from containers of other networks",
-                ),
-                Rule(
-                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', ROUTED)} goto published_or_intra_network",
-                    "isolation routed: not from containers of other networks",
-                ),
+                Rule("ct state established accept", "only new connections are judged"),
+                Rule("ct state related goto related_packets", "and what may be about a connection of others"),
+                Rule("goto isolation", "networks"),
             ),
             hook="forward",
             priority="filter",

@@ -171,6 +171,11 @@ _RAW = (
         formerly=("guard",),
     ),
 )
+EXPECTED = Rule(
+    "meta l4proto != icmp meta l4proto != ipv6-icmp accept",
+    "a connection that a helper expects, which an administrator has set up",
+)
+_FROM_PEER = Rule('iifname "wvx*" iifname @overlay_links goto intra_network', "from a peer of an overlay network")
 _FORWARD = (
     Chain(
         "intra_network",
@@ -218,6 +223,17 @@ _FORWARD = (
         ),
     ),
     Chain(
+        "related_packets",
+        "ICMP errors: whoever knows a connection's addresses and ports can make one, and send it to either end",
+        (
+            _FROM_PEER,
+            EXPECTED,
+            Rule("iifname @closed_or_routed_links goto isolation", "only where its sender may open connections to"),
+            Rule("oifname @internal_links goto published_or_intra_network", "internal: of no router outside"),
+            Rule("accept", "of a router on the way"),
+        ),
+    ),
+    Chain(
         "ingress_policy",
         "which links may open connections to a container with an ingressPolicy",
         (
@@ -238,14 +254,15 @@ _FORWARD = (
         "what this host forwards: the uplink's scheduler, ingressPolicy of single containers, limits, isolation",
         (
             *uplink.FORWARD,
-            Rule("ct state established,related accept", "only new connections are judged"),
+            Rule("ct state established accept", "only new connections are judged"),
+            Rule("ct state related goto related_packets", "and what may be about a connection of others"),
             *rules(
                 "oifname . {ip} daddr @ingress_policy{v} jump ingress_policy", "to a container with an ingressPolicy"
             ),
             *rules(
                 "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
             ),
-            Rule('iifname "wvx*" iifname @overlay_links goto intra_network', "from a peer of an overlay network"),
+            _FROM_PEER,
             *limits.FORWARD,
             Rule("goto isolation", "networks"),
         ),
