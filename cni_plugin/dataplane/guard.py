@@ -33,6 +33,7 @@ def _has(group: str, bits: int) -> str:
 
 
 _AS_CONNECTIONS = "only where its sender may open connections to"
+_UNRELATED = "ICMP errors about no connection"
 _DNS = "DNS at the link's address"
 _RULES = Table(
     "inet",
@@ -105,6 +106,8 @@ _RULES = Table(
             "what containers with hostAccess dns may reach on this host",
             (
                 Rule("ct state established,related accept", "replies to connections that this host opened"),
+                Rule("ct state invalid meta l4proto icmp drop", _UNRELATED),
+                Rule("ct state invalid meta l4proto ipv6-icmp drop", _UNRELATED),
                 Rule("udp dport 53 fib daddr . iif type local accept", _DNS),
                 Rule("tcp dport 53 fib daddr . iif type local accept", _DNS),
                 Rule("meta l4proto icmp fib daddr . iif type local accept", "ping of the gateway"),

@@ -277,6 +277,7 @@ _INPUT = (
         "what containers behind dns_only_links may reach on this host",
         (
             Rule("ct state established,related accept", "replies to connections that this host opened"),
+            Rule("ct state invalid meta l4proto { icmp, ipv6-icmp } drop", "ICMP errors about no connection"),
             Rule(
                 "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept", "DNS at the link's address"
             ),
@@ -291,6 +292,10 @@ _INPUT = (
         "what containers may reach on this host",
         (
             Rule("ct state new iifname @limited_links jump limit_connections", "limits"),
+            Rule(
+                "ct state invalid meta l4proto { icmp, ipv6-icmp } iifname @limited_links drop",
+                "ICMP errors about no connection: the kernel would lower the MTU to any destination that they name",
+            ),
             Rule("iifname @dns_only_links goto dns_and_echo", "hostAccess dns, or internal"),
         ),
         hook="input",

@@ -1,4 +1,4 @@
-"""ICMP errors about connections of others, which connection tracking takes for related to these."""
+"""ICMP errors that containers forge: about connections of others, and about none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Topology:
     def __init__(self, host: Host, driver: str) -> None:
         seen.hurry(host)
         seen.forward(host)
-        self._host, self._lan, self._open, weft = host, host.lan(default_route=True), list[socket.socket](), Weft()
+        self.host, self._lan, self._open, weft = host, host.lan(default_route=True), list[socket.socket](), Weft()
         for name, number, keys in NETWORKS:
             ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=[DEFAULT4, DEFAULT6])
             made = ptp(ipam, name=name)
@@ -75,20 +75,26 @@ class Topology:
         ear = frames.Ear(f"/run/netns/{receiver}")
         try:
             _, about = frames.ip(source, address, UDP, frames.udp(own, number, b"<forged>"))
-            self._error(sender, source, about)
+            self.error(sender, source, about)
             return bool(ear.heard([b"<forged>"], self._last(receiver, version)))
         finally:
             ear.close()
 
-    def _error(self, sender: str, receiver: str, about: bytes) -> None:
-        """Destination unreachable, by a raw socket."""
-        family, protocol, kind = socket.AF_INET, socket.IPPROTO_ICMP, 3
-        if ":" in receiver:
-            family, protocol, kind = socket.AF_INET6, socket.IPPROTO_ICMPV6, 1
-        content = struct.pack("!BBHI", kind, 3, 0, 0) + about
+    def error(self, sender: str, receiver: str, about: bytes, *, mtu: int = 0) -> None:
+        """Destination unreachable, or packet too big, by a raw socket."""
+        v6 = ":" in receiver
+        if v6:
+            content = struct.pack("!BBHI", 2 if mtu else 1, 0 if mtu else 3, 0, mtu) + about
+        else:
+            content = struct.pack("!BBHI", 3, 4 if mtu else 3, 0, mtu) + about
         content = content[:2] + struct.pack("!H", frames._sum(content)) + content[4:]
+        family, protocol = (socket.AF_INET6, frames.ICMP6) if v6 else (socket.AF_INET, frames.ICMP)
         with namespaces.inside(f"/run/netns/{sender}"), socket.socket(family, socket.SOCK_RAW, protocol) as raw:
             raw.sendto(content, (receiver, 0))
+
+    def mtu(self, address: str) -> str:
+        """The route of the host to an address, from an expiry on: with the MTU that it has learnt."""
+        return self.host.run("ip", "-d", "route", "get", address).stdout.partition("expires")[2]
 
     def _last(self, receiver: str, version: int) -> bytes:
         """A datagram of the host's to the receiver, after the error."""
@@ -143,3 +149,51 @@ def test_an_error_of_a_router_or_of_a_published_port_arrives(host: Host, driver:
     for name in ("one", "outside"):
         flow = topology.sends(name, topology.address("host", version), PUBLISHED)
         assert topology.arrives("two", name, (*flow[:2], topology.address("two", version), 80)), name
+
+
+def too_big(topology: Topology, name: str, version: int, target: str) -> None:
+    """The container says that an echo reply of the host's to the target was too big."""
+    gateway = topology.gateway(name, version)
+    reply = struct.pack("!BBHHH", 0 if version == 4 else 129, 0, 0, 7, 1) + bytes(32)
+    _, about = frames.ip(gateway, target, frames.ICMP if version == 4 else frames.ICMP6, reply)
+    topology.error(name, gateway, about, mtu=1280)
+    assert topology.host.ping(name, gateway)  # the error has been read
+
+
+@VERSIONS
+@DRIVERS
+@pytest.mark.parametrize("name", ["one", "inner"])
+def test_no_container_lowers_the_mtu_to_others(host: Host, name: str, driver: str, version: int) -> None:
+    topology = Topology(host, driver)
+    for other in ("outside", "two"):
+        too_big(topology, name, version, topology.address(other, version))
+        assert not topology.mtu(topology.address(other, version)), other
+
+
+@VERSIONS
+@DRIVERS
+def test_a_container_may_lower_the_mtu_to_itself(host: Host, driver: str, version: int) -> None:
+    topology = Topology(host, driver)
+    own, gateway = topology.address("one", version), topology.gateway("one", version)
+    assert host.ping("one", gateway)
+    with socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect((own, 9))
+        sender.send(b"hello")
+        _, about = frames.ip(gateway, own, UDP, frames.udp(sender.getsockname()[1], 9, b""))
+        topology.error("one", gateway, about, mtu=1280)
+        assert host.ping("one", gateway)
+        assert "mtu 1280" in topology.mtu(own)
+
+
+@VERSIONS
+def test_nor_to_others_while_rules_are_restored(host: Host, version: int) -> None:
+    topology = Topology(host, "bridge")
+    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
+    try:
+        if not table.claim():
+            pytest.skip("this kernel has no owned tables that persist")
+        host.run("nft", "delete", "table", "inet", "weft")
+        too_big(topology, "inner", version, topology.address("outside", version))
+        assert not topology.mtu(topology.address("outside", version))
+    finally:
+        table.remove()
