@@ -25,6 +25,8 @@ CURRENT = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SHARED = 0x100000
 _MNT_DETACH = 2
 
 _KINDS = {
@@ -154,12 +156,12 @@ def inside(descriptor: int) -> Iterator[None]:
 def add(path: str) -> None:
     """A new network namespace, mounted at a path that does not exist. Raises Exists and KernelRefused.
 
-    Unlike ``ip netns add`` it does not bind the folder to itself, which would hide what is mounted
-    there: /run is a shared mount already where services have mount namespaces. Source: ``ip-netns(8)``.
+    Source: ``ip-netns(8)``.
     """
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
+        _share(folder)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     except FileExistsError as error:
         raise Exists(f"{path} exists already") from error
@@ -176,6 +178,25 @@ def add(path: str) -> None:
         raise KernelRefused(f"cannot make the network namespace {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+def _share(folder: str) -> None:
+    """Make the folder a shared mount, as the first ``ip netns add`` does. Raises OSError.
+
+    Bound to itself later, it would mount each namespace in it a second time, and neither could be removed
+    where /run is a private mount. So it is left as it is where it has namespaces already.
+    """
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)  # ip's, too
+        if any(os.path.dirname(one) == os.path.realpath(folder) for one in _mounted()):
+            return
+        where, libc = os.fsencode(folder), _libc()
+        if libc.mount(b"none", where, b"none", _MS_SHARED | _MS_REC, None) != 0:  # it is no mount point
+            _checked(libc.mount(where, where, b"none", _MS_BIND | _MS_REC, None))
+            _checked(libc.mount(b"none", where, b"none", _MS_SHARED | _MS_REC, None))
+    finally:
+        os.close(place)
 
 
 def remove(path: str) -> None:

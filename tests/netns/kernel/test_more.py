@@ -12,7 +12,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from lab.commands import run
 from lab.host import Host
+from lab.plugins import ROOT
 from weft.kernel.firewall_chains import RETURN, UserChain
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.values import Listener
@@ -204,3 +206,19 @@ def test_foreign_root_qdisc_is_kept(host: Host) -> None:
     kernel.host.set_limit("veth0", None)
     assert "htb 7:" in host.run("tc", "qdisc", "show", "dev", "veth0").stdout
     kernel.close()
+
+
+_PRIVATE_RUN = """
+mount -t tmpfs tmpfs /run
+"$0" -c "from weft.kernel import netns; netns.add('/run/netns/made')"
+ip netns add other
+"$0" -c "from weft.kernel import netns; netns.remove('/run/netns/made')"
+ls /run/netns; grep -c /run/netns/ /proc/self/mountinfo
+ip netns delete other
+"""
+
+
+def test_a_namespace_is_removed_after_the_first_of_ip_netns_where_run_is_a_private_mount(host: Host) -> None:
+    unshared = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", _PRIVATE_RUN, sys.executable)
+    outcome = run(*unshared, environment={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert outcome.stdout.split() == ["other", "1"] and outcome.code == 0, outcome
