@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from cni_plugin.cli import agents, cluster, clustered
+from cni_plugin.cli import agents, cluster, clustered, keeping
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.docker import diagnosis
-from cni_plugin.networks import conditions, conflists, findings, leases, repairs, requirements
+from cni_plugin.networks import conditions, conflists, findings, repairs, requirements
 from cni_plugin.networks.chain import Chain, Target
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.networks.requirements import Usable
-from cni_plugin.service import gc, shared
+from cni_plugin.service import shared
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import __version__
 from weft.errors import WeftError
@@ -153,9 +153,8 @@ def _repair(tool: Tool) -> None:
     """
     networks, _ = conflists.listed(tool.config)
     try:
-        swept = gc.collect_stale(tool.service)
-        leases.free_stale(tool.service, networks)
-        for error in swept.errors:
+        _, errors = keeping.collect(tool, networks)
+        for error in errors:
             warn(error.message)
     except WeftError as error:
         warn(error.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_address
 
 import click
@@ -15,6 +16,7 @@ from cni_plugin.networks.leases import LeaseEntry
 from cni_plugin.service.context import raise_all
 from cni_plugin.service.gc import collect_stale
 from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
+from weft import events
 from weft.errors import BadOption, InUse, Missing, WeftError
 
 
@@ -38,11 +40,30 @@ def gc(tool: Tool, dry_run: bool, json_output: bool) -> None:
     if dry_run:
         _report(garbage(tool, networks), [], dry_run, json_output)
         return
+    freed, errors = collect(tool, networks)
+    _report(freed, errors, dry_run, json_output)
+    raise_all(errors)
+
+
+def collect(tool: Tool, networks: list[NetworkList]) -> tuple[list[str], list[WeftError]]:
+    """Free it, which is an event; what was freed, as text, and what could not be. Raises WeftError."""
+    started = time.monotonic()
     swept = collect_stale(tool.service)
     freed = [f"attachment {name}" for name in swept.attachments] + list(swept.leftovers)
-    freed += leases.free_stale(tool.service, networks)
-    _report(freed, swept.errors, dry_run, json_output)
-    raise_all(swept.errors)
+    try:
+        freed += leases.free_stale(tool.service, networks)
+    except WeftError as error:
+        swept.errors.append(error)
+    if freed or swept.errors:
+        fields: dict[str, events.Value] = {
+            "freed": ", ".join(freed),
+            "ms": round((time.monotonic() - started) * 1000, 1),
+            "by": events.asker(0),
+        }
+        if swept.errors:
+            fields |= {"code": swept.errors[0].code, "error": swept.errors[0].message}
+        events.record(tool.service.host.run, "gc", fields)
+    return freed, swept.errors
 
 
 def _report(freed: list[str], errors: list[WeftError], dry_run: bool, json_output: bool) -> None:

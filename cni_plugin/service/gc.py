@@ -24,11 +24,12 @@ from cni_plugin.service.orphans import collections, element_text, orphans, stale
 from cni_plugin.service.records import Record
 from cni_plugin.service.removal import remove_network, remove_networks
 from cni_plugin.service.shared import end, shared_locked
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam.directory import LeaseFile
 from ipam.leases import open_locked
 from ipam.ranges import Pool
-from weft import identity, locks, stderr
+from weft import events, identity, locks, stderr
 from weft.errors import Busy, ConfigProblem, Missing, WeftError
 from weft.kernel.values import Element
 from weft.types import Attachment
@@ -101,12 +102,29 @@ def _detach(context: ServiceContext, record: Record, swept: Swept, *, timeout: f
             # An ADD whose record was listed while it ran may have finished meanwhile.
             if current is None or (current.made, current.phase) != (record.made, record.phase):
                 return
+            started = time.monotonic()
             errors = end(context, current)
             swept.errors += errors
             if not errors:
                 swept.attachments.append(str(attachment))
+            _record(context, attachment, started, errors)
     except Busy:
         return
+
+
+def _record(context: ServiceContext, attachment: Attachment, started: float, errors: list[WeftError]) -> None:
+    fields: dict[str, events.Value] = {
+        "network": attachment.network,
+        "container": attachment.container,
+        "interface": attachment.interface,
+        "plugin": "" if attachment.plugin == OWN_NAME else attachment.plugin,
+        "source": "gc",
+        "ms": round((time.monotonic() - started) * 1000, 1),
+        "by": events.asker(context.caller),
+    }
+    if errors:
+        fields |= {"code": errors[0].code, "error": errors[0].message}
+    events.record(context.host.run, "del", fields)
 
 
 def sweep(context: ServiceContext, swept: Swept) -> None:

@@ -20,6 +20,7 @@ from cni_plugin.ops import Veth
 from cni_plugin.plan import modules
 from cni_plugin.service.records import Phase
 from lab.waiting import until
+from weft import events
 from weft.kernel.linux.probe import Ability
 from weft.kernel.values import Element, KernelRoute
 from weft.types import Route
@@ -58,6 +59,20 @@ def test_a_healthy_host_has_no_findings(blue) -> None:
     blue.good("detach", "blue", "c1")
     blue.good("detach", "blue", "c2")
     assert blue("doctor").code == 0
+
+
+@pytest.mark.parametrize("command", [("gc",), ("doctor", "--repair")])
+def test_what_is_freed_is_an_event(blue, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    recorded: list[tuple[str, dict[str, events.Value]]] = []
+    monkeypatch.setattr(events, "record", lambda folder, event, fields: recorded.append((event, dict(fields))))
+    blue(*command)
+    assert recorded == []
+    lease(blue, "10.7.0.50", 3600)
+    blue.kernel.remove("/run/netns/c2")
+    blue(*command)
+    (deleted, of_c2), (collected, summary) = recorded
+    assert (deleted, of_c2["container"], of_c2["network"], of_c2["source"]) == ("del", "weft-c2", "blue", "gc")
+    assert collected == "gc" and "c2/eth0" in str(summary["freed"]) and "10.7.0.50" in str(summary["freed"])
 
 
 def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
