@@ -336,9 +336,11 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         as_json([{**summary(one, named.get(one.container)), **_differing(differences)} for one, differences in results])
     else:
         for one, differences in results:
-            name = owners.further(one.container, named.get(one.container))
+            known = named.get(one.container)
+            name, own = owners.further(one.container, known), owners.short(one.container, known)
             state = "broken" if differences else "ok".ljust(6)
-            say(f"{state}  {one}{f' ({name})' if name else ''}", colour="red" if differences else "")
+            what = f"{own}/{one.interface} on {one.network}{f' ({name})' if name else ''}"
+            say(f"{state}  {what}", colour="red" if differences else "")
             for sentence, _ in differences:
                 say(f"        {sentence}")
             for remedy in dict.fromkeys(remedy for _, remedy in differences):

@@ -11,7 +11,7 @@ from cni_plugin.cli.formatting import print_rows
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import attachments, conflists, leases, requests
+from cni_plugin.networks import attachments, conflists, leases, owners, requests
 from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
@@ -273,7 +273,10 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
         raise InUse(f"network {one.name} was not created by weft ({one.path})", hint="use --force to remove it")
     attached = [each for each in attachments.endpoints(tool.service) if each.network == one.name]
     if attached and not force:
-        listed = ", ".join(f"{each.container}/{each.interface}" for each in attached)
+        named = owners.names(each.container for each in attached)
+        listed = ", ".join(
+            f"{owners.called(each.container, named.get(each.container))}/{each.interface}" for each in attached
+        )
         raise InUse(f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force")
     for each in attached:
         attachments.detach(tool.service, each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import click
@@ -10,6 +11,7 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.networks import owners
 from cni_plugin.networks.conflists import Json
 from cni_plugin.networks.trace import Question, Traced
 from cni_plugin.networks.trace import trace as follow
@@ -69,15 +71,18 @@ def trace(
 
 def _print(found: Traced) -> None:
     say(str(found.packet))
-    names = [hop.place or "host" for hop in found.way.hops]
+    places = {hop.place for hop in found.way.hops if hop.place}
+    named = owners.names(places)
+    shown = {place: owners.called(place, named.get(place)) for place in places}
+    names = [shown.get(hop.place, "host") for hop in found.way.hops]
     width = max(map(len, names), default=0)
     before = ""
     for name, hop in zip(names, found.way.hops, strict=True):
-        say(f"  {'' if name == before else name:<{width}}  {hop.sentence}")
+        say(f"  {'' if name == before else name:<{width}}  {_sentence(hop, shown)}")
         before = name
         for line in (*hop.rules, *_shown(hop)):
             say(f"  {'':<{width}}      {line}")
-    say(_end(found))
+    say(_end(found, shown))
     if found.live is not None:
         say(f"a real packet: {found.live.verdict}; {found.live.matched} rules matched")
         for one in found.live.differences or ("as was said, rule by rule",):
@@ -89,10 +94,15 @@ def _shown(hop: Hop) -> list[str]:
     return [f"$ {hop.command}"] if hop.command else []
 
 
-def _end(found: Traced) -> str:
+def _sentence(hop: Hop, shown: Mapping[str, str]) -> str:
+    """With the container as it is called."""
+    return hop.sentence.replace(hop.place, shown[hop.place]) if hop.place else hop.sentence
+
+
+def _end(found: Traced, shown: Mapping[str, str]) -> str:
     way = found.way
     if not way.delivered:
-        return f"not delivered: {way.hops[-1].sentence}" if way.hops else "not delivered"
+        return f"not delivered: {_sentence(way.hops[-1], shown)}" if way.hops else "not delivered"
     unsure = " (as far as the rules tell)" if any(not hop.certain for hop in way.hops) else ""
     return f"{'refused: nothing listens there' if way.listening is False else 'delivered'}{unsure}"
 

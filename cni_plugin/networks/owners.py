@@ -151,6 +151,11 @@ def further(container: str, name: OwnerName | None) -> str:
     return name.name if name is not None and not container.endswith(f"-{name.name}") else ""
 
 
+def called(container: str, name: OwnerName | None) -> str:
+    """A container in a sentence: its name, else its id as a table shows it."""
+    return further(container, name) or short(container, name)
+
+
 def _pairs(value: object) -> dict[str, str]:
     return {
         str(one[0]): str(one[1])

@@ -115,7 +115,11 @@ def test_a_container_has_the_name_of_its_owner_everywhere(blue, monkeypatch) -> 
     assert blue.good("ps", "-q").split() == ["0123456789ab", "fedcba987654"]
     for word in ("web", "web/eth0", "0123", digits):
         assert blue.good("show", word).startswith("Name:") and f"Container: {digits}\n" in blue.good("show", word)
-        assert blue.good("check", word) == blue.good("check", "blue", word) == f"ok      {digits}/eth0 on blue (web)\n"
+        assert (
+            blue.good("check", word) == blue.good("check", "blue", word) == "ok      0123456789ab/eth0 on blue (web)\n"
+        )
+    assert "has active endpoints: web/eth0, db/eth0\n" in blue("network", "rm", "blue").err
+    assert "\n  web   " in blue("trace", "web", "db").out and digits not in blue("trace", "web", "db").out
     assert json.loads(blue.good("show", "fedcba", "--json"))[0]["name"] == "db"
     assert blue("show", "nobody").code == 3
     source[f"default-{digits[::-1]}"] = OwnerName("web")
@@ -136,7 +140,7 @@ def test_a_container_of_docker_has_an_id_on_each_network(blue, monkeypatch) -> N
         blue.good("attach", network, "c1", "--container", one, "--ifname", interface)
     for word in ("web", whole, whole[:12]):
         assert [one["network"] for one in json.loads(blue.good("show", word, "--json"))] == ["blue", "red"]
-        assert blue.good("check", "red", word) == f"ok      {ids[1]}/eth1 on red (web)\n"
+        assert blue.good("check", "red", word) == f"ok      {ids[1][:12]}/eth1 on red (web)\n"
     assert "Network:   red" in blue.good("show", ids[1][:6])
     source[ids[1]] = OwnerName("web", container="e" * 64)
     assert "web is ambiguous: " in blue("show", "web").err
