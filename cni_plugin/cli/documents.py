@@ -48,9 +48,17 @@ def remove(folder: str) -> list[str]:
     if os.path.isdir(examples):
         shutil.rmtree(examples)
         removed.append(examples)
-        with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(examples))
+    for path in removed:
+        _remove_empty(os.path.dirname(path), folder)
     return removed
+
+
+def _remove_empty(path: str, top: str) -> None:
+    """Remove the folders without files from ``path`` to below ``top``; share/man is the distribution's."""
+    with contextlib.suppress(OSError):
+        while path not in (top, os.path.join(top, "man")):
+            os.rmdir(path)
+            path = os.path.dirname(path)
 
 
 def _place(path: str, vendor: bool) -> str:

@@ -116,14 +116,17 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
     if not attachments:
         agents.remove_virtual_addresses()
     removed = [os.path.join(units.FOLDER, name) for name in units.remove()]
-    for folder in folders:
-        path = os.path.abspath(folder)
-        removed += [*(os.path.join(path, name) for name in installation.remove(path)), *documents.remove(path)]
+    told = [*freed, *removed]
+    for path in map(os.path.abspath, folders):
+        plugins, pages = installation.remove(path), documents.remove(path)
+        removed += [*(os.path.join(path, name) for name in plugins), *pages]
+        told += [f"{count(len(plugins), 'plugin')} in {path}"] if plugins else []
+        told += [f"man pages, completion and examples in {path}"] if pages else []
     left = [path for path in (tool.config, *_KEPT) if _has_files(path)]
     if json_output:
         as_json({"stopped": stopped, "freed": freed, "removed": removed, "attachments": attachments, "left": left})
         return
-    for line in (*(f"stopped {one}" for one in stopped), *(f"removed {one}" for one in (*freed, *removed))):
+    for line in (*(f"stopped {one}" for one in stopped), *(f"removed {one}" for one in told)):
         say(line)
     for attachment in attachments:
         say(f"left attachment {attachment}")
