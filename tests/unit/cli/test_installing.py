@@ -90,6 +90,21 @@ def test_an_own_link_and_no_other_file_is_taken_for_a_plugin(tmp_path: Path) -> 
     assert (tmp_path / "bridge").is_symlink()
 
 
+def test_an_upgrade_of_the_package_starts_no_unit_that_is_disabled(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "conf/debian/postinst").read_text()
+    for path in ("/usr/lib/weft", "/usr/bin/", "/run/systemd/system", "/run/weft"):
+        text = text.replace(path, f"{tmp_path}{path}")
+    (tmp_path / "usr/lib/weft/package/@VERSION@").mkdir(parents=True)
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\necho "$*" >>"${0%/*}/said"\n[ "$3" != weft-gc.timer ]\n')
+    systemctl.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-s", "configure"], input=text, text=True, check=True, env=environment)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line for line in said if line.startswith("start ")] == ["start weft-engine.socket"]
+
+
 @pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
 def test_scripts_of_the_package_are_valid(script: str) -> None:
     path = Path(__file__).parents[3] / "conf" / "debian" / script
