@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from shlex import quote
 
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint
@@ -127,7 +128,8 @@ class _Containers:
         path = record.namespace.path
         if path not in self._opened:
             self._opened[path] = self._context.kernel.open(path)
-        prefix = f"ip netns exec {path.removeprefix(_NAMED)} " if path.startswith(_NAMED) else f"nsenter --net={path} "
+        named = f"ip netns exec {quote(path.removeprefix(_NAMED))} "
+        prefix = named if path.startswith(_NAMED) else f"nsenter --net={quote(path)} "
         return Place(record.attachment.container, self._opened[path], prefix)
 
     def find(self, text: str) -> Endpoint:

@@ -6,6 +6,7 @@ That it agrees with real packets between networks of every isolation is checked 
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 
 import pytest
@@ -121,3 +122,14 @@ def test_the_command(host: Host, lan: Lan) -> None:
     ):
         failed = run("bin/weft", "trace", *words, check=False)
         assert failed.code in (2, 3) and message in failed.stderr
+
+
+def test_a_command_is_no_others(host: Host, lan: Lan) -> None:
+    """A container chooses the names of its links, and an operator copies commands to a shell of root."""
+    name = ";touch${IFS}x;#"
+    host.inside("web1", "ip", "link", "add", name, "type", "bridge")
+    host.inside("web1", "ip", "address", "add", "198.51.100.1/24", "dev", name)
+    host.inside("web1", "ip", "link", "set", name, "up")
+    document = json.loads(run("bin/weft", "trace", "web1", "198.51.100.2", "--json").stdout)
+    command = next(hop["command"] for hop in document["hops"] if "link show" in hop["command"])
+    assert command.endswith(f" {shlex.quote(name)}")

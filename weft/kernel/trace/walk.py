@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from shlex import quote
 
 from weft.kernel.interface import Namespace, Ruleset
 from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
@@ -21,6 +22,11 @@ from weft.kernel.values import Link
 from weft.types import Address
 
 _LISTENING = ("tcp", "udp")
+
+
+def _quoted(rule: RuleId) -> str:
+    """A rule's chain in a command that an operator may copy to a shell: containers name their own."""
+    return " ".join(quote(word) for word in (*rule.table.split(" ", 1), rule.chain))
 
 
 class _Lost(Exception):
@@ -91,7 +97,7 @@ class Walk:
         view = self._view if place is None else self._views.setdefault(place.name, View(place))
         decisions, packet, passes = view.rules.passes(hook, family, packet, link)
         for one in decisions:
-            command = f"{view.place.prefix}nft --handle list chain {one.rule.table} {one.rule.chain}"
+            command = f"{view.place.prefix}nft --handle list chain {_quoted(one.rule)}"
             self._way.hops.append(Hop(view.place.name, sentence(one), command, view.decided(one), one.certain))
         if not passes:
             raise _Lost
@@ -125,7 +131,7 @@ class Walk:
 
     def _leave_by_parent(self, start: Place, link: Link, packet: Packet, nexthop: Address) -> None:
         said = f"{link.name} is of the kind {link.kind or 'unknown'}: what it sends passes no rule of this host"
-        self._say(said, f"{start.prefix}ip -d link show {link.name}", start.name)
+        self._say(said, f"{start.prefix}ip -d link show {quote(link.name)}", start.name)
         if self._view.has(nexthop):
             self._lose(f"{nexthop} is this host's own, which a {link.kind} of its link does not reach", "", start.name)
         self._way.delivered, self._way.leaves, self._way.end = True, True, packet
@@ -201,7 +207,8 @@ class Walk:
         if not packet.destination_mac or packet.destination_mac == bridge.mac:
             packet = self._pass("input", "bridge", packet)
             self._say(
-                f"{link.name} is a port of {bridge.name}, which takes it for the host", f"bridge link show {link.name}"
+                f"{link.name} is a port of {bridge.name}, which takes it for the host",
+                f"bridge link show {quote(link.name)}",
             )
             self._receive(self._here, replace(packet, incoming=bridge.name))
             return
@@ -230,7 +237,7 @@ class Walk:
 
     def _port_of(self, bridge: Link, packet: Packet) -> Link:
         """The port that the forwarding database names for a frame."""
-        command = f"bridge fdb show br {bridge.name}"
+        command = f"bridge fdb show br {quote(bridge.name)}"
         found = self._neighbour(bridge, packet.nexthop or packet.destination)
         if found is not None:
             rows = self._host.fdb(found[0].name)
@@ -375,10 +382,12 @@ class Walk:
 
     def _up(self, place: Place, link: Link) -> None:
         if not link.up:
-            self._lose(f"{link.name} is down", f"{place.prefix}ip link show {link.name}", place.name)
+            self._lose(f"{link.name} is down", f"{place.prefix}ip link show {quote(link.name)}", place.name)
         if not link.carrier and link.kind == "veth":
             self._lose(
-                f"{link.name} has no carrier: its peer is down", f"{place.prefix}ip link show {link.name}", place.name
+                f"{link.name} has no carrier: its peer is down",
+                f"{place.prefix}ip link show {quote(link.name)}",
+                place.name,
             )
 
     def _ports(self, bridge: str) -> Iterator[Link]:
