@@ -123,7 +123,8 @@ _POLICIES = (
         "isolated{v}",
     ),
 )
-_METADATA = ("ip daddr 169.254.0.0/16", "ip daddr 100.100.100.200", "ip6 daddr { fd00:ec2::254, fd20:ce::254 }")
+_METADATA6 = "ip6 daddr { fd00:ec2::23, fd00:ec2::254, fd20:ce::254 }"
+_METADATA = ("ip daddr 169.254.0.0/16", "ip daddr { 100.100.100.200, 168.63.129.16 }", _METADATA6)
 """Compared before the link is looked up: few packets are sent there."""
 _RAW = (
     Chain(
@@ -145,7 +146,8 @@ _RAW = (
                 "ip daddr { 100.100.100.200, 169.254.0.0/16 } fib daddr . iif type != local drop",
                 "metadata services of clouds, and IPv4 link-local, unless it is this link's own address",
             ),
-            Rule("ip6 daddr { fd00:ec2::254, fd20:ce::254 } drop", "metadata services of clouds, IPv6"),
+            Rule("ip daddr 168.63.129.16 tcp dport { 80, 32526 } drop", "WireServer of Azure, which also sends probes"),
+            Rule(f"{_METADATA6} drop", "metadata services of clouds, IPv6"),
         ),
         formerly=("metadata",),
     ),

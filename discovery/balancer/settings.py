@@ -13,7 +13,10 @@ from weft.virtual_ranges import RANGES
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_METADATA = tuple(ip_network(text) for text in ("100.100.100.200/32", "fd00:ec2::254/128", "fd20:ce::254/128"))
+_METADATA = tuple(
+    ip_network(text)
+    for text in ("100.100.100.200/32", "168.63.129.16/32", "fd00:ec2::23/128", "fd00:ec2::254/128", "fd20:ce::254/128")
+)
 
 
 class Mode(StrEnum):

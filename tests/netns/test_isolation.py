@@ -279,7 +279,8 @@ def test_of_the_host_only_dns(host: Host, driver: str) -> None:
     assert topology.reaches(None, "a")
 
 
-METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254")
+METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254", "fd00:ec2::23")
+WIRESERVER = "168.63.129.16"
 
 
 @DRIVERS
@@ -287,7 +288,7 @@ METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::25
 def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bool) -> None:
     """Except for DNS, which some clouds serve at that address."""
     topology = Topology(host)
-    for address in METADATA:
+    for address in (*METADATA, WIRESERVER):
         host.inside("outside", "ip", "address", "add", address, "dev", "lo")
     host.serve_udp("outside", 53, METADATA[0])
     topology.add("a", conf("in", 81, driver, **({"metadata": True} if allowed else {})))
@@ -295,6 +296,11 @@ def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bo
         assert host.reaches("a", address, 80, expected=allowed) == allowed
         assert host.reaches("a", address, 0, "icmp", expected=allowed) == allowed
     assert host.fetch("a", "169.254.169.254", 53, "udp") is not None
+    host.serve_tcp("outside", 32526)
+    host.serve_tcp("outside", 5000)
+    for number in (80, 32526):
+        assert host.reaches("a", WIRESERVER, number, expected=allowed) == allowed
+    assert host.reaches("a", WIRESERVER, 5000)  # health probes come from there
 
 
 @DRIVERS

@@ -101,6 +101,7 @@ def test_each_family_has_its_own_instances() -> None:
         "224.0.0.1",
         VIP,
         "100.100.100.200",
+        "168.63.129.16",
         "::1",
         "fe80::1",
         "::ffff:10.0.0.1",
