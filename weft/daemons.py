@@ -98,8 +98,8 @@ class Daemon:
 def start(module: str, purpose: str, library: str = "") -> None:
     """Start a module's ``main`` as a daemon in this thread's network namespace (``weft.detached``).
 
-    Raises WeftError, which names ``purpose``: where the daemon's ``library`` is not installed, and Busy
-    where this process is under restrictions that the daemon would inherit.
+    Raises WeftError, which names ``purpose``: where the daemon's ``library`` is not installed or its
+    configuration invalid, and Busy where this process is under restrictions that the daemon would inherit.
     """
     if library:
         need_library(library, f"the process that {purpose}")
@@ -115,6 +115,12 @@ def start(module: str, purpose: str, library: str = "") -> None:
             f"no process {purpose}, and this one cannot start it, because that would inherit "
             f"{done.errors.decode('utf-8', 'replace').strip()}",
             hint="run it as a service, as in conf/systemd",
+        )
+
+    if done.status == detached.INVALID:
+        raise WeftError(
+            f"no process {purpose}, and none can be started: {done.errors.decode('utf-8', 'replace').strip()}",
+            hint="correct its configuration",
         )
 
 

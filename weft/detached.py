@@ -13,13 +13,17 @@ from importlib import import_module
 
 from weft import inherited, processes, stderr
 from weft.capabilities import NEEDED, Capability
-from weft.errors import Busy
+from weft.errors import Busy, WeftError
 
 SYSTEMD_RUN = "/usr/bin/systemd-run"
 REFUSED = 75
 """The exit status of a daemon that does not start because of its caller: EX_TEMPFAIL of sysexits.h."""
+INVALID = 78
+"""The exit status where a daemon's configuration cannot be used: EX_CONFIG."""
 
 _PLACED = "WEFT_PLACED"
+_SETTINGS = {"cni_plugin.agent.main": "cni_plugin.agent.settings"}
+"""The module that reads a daemon's configuration, by its ``read``."""
 _PROPERTIES = ("KillMode=mixed", "TimeoutStopSec=200", "LimitNOFILE=65536", "TasksMax=512")
 _PROGRAM = "import sys; sys.path[:] = eval(sys.argv.pop(1)); from weft.detached import run; run({module!r})"
 
@@ -31,6 +35,12 @@ def program(module: str) -> list[str]:
 
 def run(module: str) -> None:
     """The process of ``program``. Does not return."""
+    if module in _SETTINGS and _PLACED not in os.environ:
+        try:  # while its caller can be told
+            import_module(_SETTINGS[module]).read()
+        except WeftError as error:
+            stderr.write(error.message)
+            os._exit(INVALID)
     try:
         is_service = settle(NEEDED[module])
     except Busy as error:

@@ -114,6 +114,17 @@ def test_a_daemon_that_does_not_start_in_time_is_an_error(monkeypatch: pytest.Mo
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[agent", "[agent]\nnodes = 1\n"])
+def test_a_daemon_with_an_invalid_configuration_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "weft.toml").write_text(text)
+    monkeypatch.setenv("WEFT_CONFIG", str(tmp_path / "weft.toml"))
+    daemon = Daemon("cni_plugin.agent.main", "answers names", "weft agent")
+    with pytest.raises(WeftError, match=rf"no process answers names, .*{tmp_path}/weft.toml"):
+        daemon.ensure(str(tmp_path / "agent.sock"))
+
+
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "hung"])
 def test_a_daemon_that_does_not_answer_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str], stopped: bool
