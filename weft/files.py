@@ -165,5 +165,13 @@ def remove(path: str, what: str) -> None:
             raise StateDamaged(f"cannot remove {what} {each}: {error.strerror}") from error
 
 
+def remove_unfinished(folder: str) -> None:
+    """Unlink the temporary files of writers that were killed. Nobody may write to the folder meanwhile."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.endswith(TEMPORARY_SUFFIX):
+                os.unlink(os.path.join(folder, name))
+
+
 def _temporary(path: str) -> str:
     return os.path.splitext(path)[0] + TEMPORARY_SUFFIX

@@ -94,12 +94,13 @@ _Kept = TypeVar("_Kept", Network, Endpoint, Pool)
 
 
 class Kept:
-    """The files of one folder. Callers hold a lock while they write."""
+    """The files of one folder, which no other process writes. Callers hold a lock while they write."""
 
     def __init__(self, folder: str = FOLDER) -> None:
         self._folder = folder
         for kind in (Network, Endpoint, Pool):
             files.make_directory(self._of(kind), "Docker's networks")
+            files.remove_unfinished(self._of(kind))
 
     def _of(self, kind: type[Network] | type[Endpoint] | type[Pool]) -> str:
         return os.path.join(self._folder, f"{kind.__name__.lower()}s")

@@ -291,6 +291,17 @@ def test_a_damaged_file_is_set_aside(driver: Networks, kept: Kept, tmp_path: Pat
     assert [one.suffix for one in path.parent.iterdir()] == [".damaged"]
 
 
+def test_what_a_killed_driver_has_not_finished_is_removed(driver: Networks, kept: Kept, tmp_path: Path) -> None:
+    """Docker need not repeat the call: dockerd may have been killed, too."""
+    created(driver)
+    for kind in ("networks", "endpoints", "pools"):
+        (tmp_path / "kept" / kind / f"{'5' * 64}.tmp").write_text('{"id": ')
+    before = kept.read(Network, NETWORK)
+    again = Kept(str(tmp_path / "kept"))
+    assert again.read(Network, NETWORK) == before is not None
+    assert [one.name for one in tmp_path.glob("kept/*/*")] == [f"{NETWORK}.json"]
+
+
 # Addresses
 
 
