@@ -179,13 +179,17 @@ class Agreement:
             await self._called.wait()
             await asyncio.sleep(_AFTER_CALL_SECONDS)
             self._called.clear()
-            await self.settle()
-            await self._trim(await self._seen())
             try:
-                async with asyncio.timeout(_LAST_LOOK_SECONDS):
-                    await self._called.wait()
-            except TimeoutError:
-                await self.agree()  # also what Docker has after all, of a call that was taken for given up
+                await self.settle()
+                await self._trim(await self._seen())
+                try:
+                    async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                        await self._called.wait()
+                except TimeoutError:
+                    await self.agree()  # also what Docker has after all, of a call that was taken for given up
+            except NoDocker:
+                self._called.set()  # the looks that are owed are made once dockerd answers
+                raise
 
     async def _follow_cluster(self) -> None:
         while True:

@@ -12,7 +12,7 @@ import pytest
 from cni_plugin.docker import agreement as module
 from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.agreement import Agreement
-from cni_plugin.docker.api import DockerApi
+from cni_plugin.docker.api import DockerApi, NoDocker
 from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
@@ -25,16 +25,19 @@ _T = TypeVar("_T")
 
 
 class FakeApi(DockerApi):
-    """Docker's networks. ``looks`` are the answers; the last one is repeated."""
+    """Docker's networks. ``looks`` are the answers, None: there is none; the last one is repeated."""
 
-    def __init__(self, *looks: list[dict[str, Any]]) -> None:
+    def __init__(self, *looks: list[dict[str, Any]] | None) -> None:
         super().__init__("/nowhere")
         self._looks = list(looks)
         self._listed: list[dict[str, Any]] = []
 
     async def _get(self, path: str) -> object:
         if path == "/networks":
-            self._listed = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+            look = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+            if look is None:
+                raise NoDocker("dockerd does not answer")
+            self._listed = look
             return [{key: value for key, value in one.items() if key != "Containers"} for one in self._listed]
         return next((one for one in self._listed if path == f"/networks/{one['Id']}"), None)
 
@@ -111,14 +114,16 @@ def test_what_docker_is_about_to_have_is_kept(agree: Agree, driver: Networks, ke
 HAS, LACKS = [network(endpoints=(ENDPOINT,))], [network()]
 
 
-@pytest.mark.parametrize("looks", [(LACKS,), (HAS, HAS, HAS, LACKS)], ids=["before", "later"])
+@pytest.mark.parametrize(
+    "looks", [(LACKS,), (HAS, HAS, HAS, LACKS), (HAS, HAS, None, HAS, LACKS)], ids=["before", "later", "no answer"]
+)
 def test_what_docker_gave_up_is_removed_after_the_call(
     kept: Kept,
     calls: Fake,
     driver: Networks,
     addresses: Addresses,
     monkeypatch: pytest.MonkeyPatch,
-    looks: tuple[list[dict[str, Any]], ...],
+    looks: tuple[list[dict[str, Any]] | None, ...],
 ) -> None:
     """Docker no longer waits for a Join, or will not for long; the driver finishes it after both have agreed."""
     for name in ("GRACE", "_AFTER_CALL_SECONDS"):
