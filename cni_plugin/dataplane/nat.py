@@ -243,8 +243,12 @@ CHAINS = (
                 )
                 for v, ip, source in ((4, "ip", LOOPBACK_SOURCE4), (6, "ip6", LOOPBACK_SOURCE6))
             ),
-            Rule(f"ip saddr {LOOPBACK_SOURCE4} masquerade", "from a process at 127.0.0.1"),
-            Rule(f"ip6 saddr {LOOPBACK_SOURCE6} masquerade", "from a process at ::1"),
+            # Packets with these sources from the wire are not made this host's.
+            Rule(
+                f"ip saddr {LOOPBACK_SOURCE4} ct original ip saddr 127.0.0.0/8 masquerade",
+                "from a process at 127.0.0.1",
+            ),
+            Rule(f"ip6 saddr {LOOPBACK_SOURCE6} ct original ip6 saddr ::1 masquerade", "from a process at ::1"),
             *rules("iifname . {ip} daddr @hairpin{v} masquerade", "client and container behind the same link"),
             *rules(
                 "{ip} saddr . {ip} daddr @hairpin_self{v} masquerade",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import struct
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from cni_plugin.dataplane import nat
 from lab import frames, namespaces, seen
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, port, ptp
@@ -165,3 +168,32 @@ def test_sysctls_are_set_per_link_only(host: Host) -> None:
     assert [seen.setting(host, key) for key in keys] == before
     settings = host.run("sysctl", "-a", "-r", "route_localnet").stdout.split("\n")
     assert [line for line in settings if line.endswith("= 1")] == []
+
+
+@DRIVERS
+def test_a_neighbour_does_not_appear_as_this_host(host: Host, driver: str) -> None:
+    """With the source that this host's processes at 127.0.0.1 and ::1 have between two hooks."""
+    weft, lan = Weft(), host.lan(default_route=True)
+    ipam = pool("10.81.0.0/24", "fd00:81::/64", routes=[DEFAULT4, DEFAULT6])
+    made = bridge(ipam, name="shop", isGateway=True) if driver == "bridge" else ptp(ipam, name="shop")
+    runtime = {"portMappings": [port(EVERYWHERE, INNER, "udp")]}
+    conf = {**made, "type": "weft", "driver": driver, "portmap": {}, "runtimeConfig": runtime}
+    path = host.container("shop")
+    weft.add(conf, path, "shop")
+    assert host.ping("shop", lan.outside) and host.ping("shop", lan.outside6)
+    far, near = seen.link(host, "eth0", lan.name)["address"], seen.link(host, lan.link)["address"]
+    with namespaces.inside(path):
+        server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    server.bind(("::", INNER))
+    server.settimeout(PATIENTLY)
+    with server:
+        for source, to in ((nat.LOOPBACK_SOURCE4, lan.host), (nat.LOOPBACK_SOURCE6, lan.host6)):
+            content = frames.udp(4000, EVERYWHERE, b"in")
+            if ":" in to:  # a checksum is required
+                ends = ip_address(source).packed + ip_address(to).packed
+                over = frames._sum(ends + struct.pack("!II", len(content), UDP) + content)
+                content = content[:6] + struct.pack("!H", over) + content[8:]
+            packet = frames.ip(source, to, UDP, content)
+            frames.send(f"{namespaces.FOLDER}/{lan.name}", [frames.frame(far, *packet, near)])
+            client = server.recvfrom(100)[1][0]
+            assert client.removeprefix("::ffff:") == source
