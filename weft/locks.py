@@ -24,6 +24,10 @@ TIMEOUT = 30.0
 
 _NO_FILE = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO))
 """Errors of open(2) for a symlink, a directory and a socket."""
+_HINTS = {
+    errno.EROFS: "mount the file system read-write, and try again",
+    errno.ENOSPC: "free space on the file system, and try again",
+}
 _MIN_SLEEP = 0.0005
 _MAX_SLEEP = 0.02
 _PATIENCE = 1.0
@@ -101,9 +105,8 @@ def _open(path: str, mode: int) -> int:
         _clear(path)
         return os.open(path, flags, mode)
     except OSError as error:
-        raise StateDamaged(
-            f"cannot open the lock {path}: {error.strerror}", hint="remove what is at that path and try again"
-        ) from error
+        hint = _HINTS.get(error.errno or 0, "remove what is at that path and try again")
+        raise StateDamaged(f"cannot open the lock {path}: {error.strerror}", hint=hint) from error
 
 
 def _clear(path: str) -> None:

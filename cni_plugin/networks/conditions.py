@@ -37,7 +37,7 @@ def every(context: ServiceContext, certificates: Iterable[str] = ()) -> list[Fin
 
 
 def of_disks(folders: Iterable[str]) -> Iterator[Finding]:
-    """File systems about to be full: an ADD could not write its record or lease, the agent no service."""
+    """File systems about to be full or read-only: an ADD could not write its record or lease, the agent no service."""
     seen = set()
     for folder in folders:
         try:
@@ -47,6 +47,12 @@ def of_disks(folders: Iterable[str]) -> Iterator[Finding]:
         if device in seen:
             continue
         seen.add(device)
+        if found.f_flag & os.ST_RDONLY:
+            yield Finding(
+                f"the file system of {folder} is read-only: no container is attached, and none detached completely",
+                NoCommand("mount it read-write; after an error of the disk, dmesg tells of it"),
+            )
+            continue
         free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
         if size and free < max(min(_LEAST_FREE * size, _ENOUGH_BYTES), min(_LEAST_BYTES, size / 4)):
             yield Finding(

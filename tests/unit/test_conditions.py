@@ -89,10 +89,18 @@ def test_a_file_of_the_future_tells_that_the_clock_was_set_back(tmp_path: Path) 
     ],
 )
 def test_full_file_systems(monkeypatch: pytest.MonkeyPatch, size: int, free: int, inodes: int, said: str) -> None:
-    sizes = SimpleNamespace(f_bavail=free << 8, f_frsize=4096, f_blocks=size << 8, f_files=100, f_favail=inodes)
+    sizes = SimpleNamespace(
+        f_flag=0, f_bavail=free << 8, f_frsize=4096, f_blocks=size << 8, f_files=100, f_favail=inodes
+    )
     monkeypatch.setattr(os, "statvfs", lambda _: sizes)
     found = list(conditions.of_disks(["/", "/"]))
     assert [said in one.what for one in found] == ([True] if said else [])
+
+
+def test_read_only_file_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = SimpleNamespace(f_flag=os.ST_RDONLY, f_bavail=0, f_frsize=4096, f_blocks=64 << 8, f_files=9, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert ["is read-only" in one.what for one in conditions.of_disks(["/"])] == [True]
 
 
 def test_certificates(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -202,3 +203,16 @@ def test_a_lock_at_a_planted_path_excludes(tmp_path: Path) -> None:
             except BaseException:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_lock_on_a_read_only_file_system_is_not_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched, pytest.raises(StateDamaged, match="Read-only") as raised:
+        patched.setattr(os, "open", refuse)
+        with locks.hold(str(tmp_path / "lock")):
+            pass
+    assert raised.value.hint == "mount the file system read-write, and try again"
