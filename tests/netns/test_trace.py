@@ -14,7 +14,7 @@ import pytest
 from lab import seen, tracing
 from lab.calls import Weft
 from lab.commands import run
-from lab.confs import DEFAULT4, bridge, pool
+from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, port
 from lab.host import Host, Lan
 from lab.plugins import ROOT
 from lab.waiting import until
@@ -50,6 +50,19 @@ def test_a_published_port_is_followed_to_its_container(host: Host, lan: Lan) -> 
         assert host.fetch(client, lan.host, 8080) is not None, client
         reached, why = tracing.reaches(start, lan.host, 8080, "tcp", live=client != "outside")
         assert reached and "the destination becomes 10.82.0.2 port 80" in why, why
+
+
+def test_a_port_published_in_both_families_is_followed(host: Host) -> None:
+    """The map of IPv4 has the same protocol and port as that of IPv6."""
+    seen.forward(host)
+    lan = host.lan(default_route=True)
+    published = {"portmap": {}, "runtimeConfig": {"portMappings": [port(8080, 80)]}}
+    made = {**conf("two", 82, **published), "ipam": pool("10.82.0.0/24", "fd00:82::/64", routes=[DEFAULT4, DEFAULT6])}
+    Weft().add(made, host.container("web2"), "web2")
+    host.serve_tcp("web2", 80)
+    for address in ("127.0.0.1", "::1", lan.host, lan.host6):
+        reached, why = tracing.reaches(None, address, 8080, "tcp", live=True)
+        assert reached, why
 
 
 def test_what_stops_a_packet_is_named(host: Host, lan: Lan) -> None:

@@ -287,6 +287,9 @@ def _translate(kind: str, body: Json, identity: RuleId, situation: Situation, ce
     if found is ABSENT or port is ABSENT:
         return _CONTINUE
     packet = run.packet
+    if body.get("family", own := "ip" if packet.version == 4 else "ip6") != own:  # nft_nat_inet_eval: the rule goes on
+        run.match(identity, certain=certain)
+        return _CONTINUE
     if found is UNKNOWN or port is UNKNOWN or not certain:
         run.decide(identity, kind, certain=False)
         return _CONTINUE
@@ -300,8 +303,8 @@ def _translate(kind: str, body: Json, identity: RuleId, situation: Situation, ce
         changed = replace(changed, destination=_address(found))
     elif kind == "snat" and found is not None:
         changed = replace(changed, source=_address(found))
-    elif kind == "masquerade" and (own := situation.around.source(str(packet.nexthop or packet.destination))):
-        changed = replace(changed, source=_address(own))
+    elif kind == "masquerade" and (given := situation.around.source(str(packet.nexthop or packet.destination))):
+        changed = replace(changed, source=_address(given))
     if isinstance(port, int):
         changed = replace(changed, port=port) if "dnat" in status else replace(changed, source_port=port)
     run.packet = changed
