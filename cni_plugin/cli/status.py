@@ -191,7 +191,7 @@ def _services(agent: Running, warnings: list[str]) -> tuple[list[ServiceInstance
     if report is not None:
         warnings += report.problems
         if report.version != __version__:
-            warnings.append(f"agent is version {report.version}, weft is {__version__}: run weft down and weft up")
+            warnings.append(f"agent is version {report.version}, weft is {__version__}: run weft up --restart")
     client = agent.client
     with contextlib.closing(client):
         try:

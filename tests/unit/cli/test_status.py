@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from cni_plugin.agent.attachments import _joined
 from cni_plugin.agent.recorded import Recorded
-from cni_plugin.cli import agents, engine
+from cni_plugin.cli import agents, engine, status
 from discovery.page.overview import AttachmentSummary
+from weft.errors import WeftError
 
 
 @pytest.fixture
@@ -60,3 +63,14 @@ def test_attachments_without_names_are_read_from_their_records(run) -> None:
     assert _joined([other], [one]) == [one, other]
     run.good("detach", "blue", "c1")
     assert recorded.read() == []
+
+
+def test_an_agent_of_another_release_is_replaced_as_doctor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> list[object]:
+        raise WeftError("no answer")
+
+    monkeypatch.setattr(status, "all_instances", fail)
+    report = SimpleNamespace(problems=(), version="0.3.0")
+    warnings: list[str] = []
+    status._services(SimpleNamespace(report=report, client=SimpleNamespace(close=lambda: None)), warnings)
+    assert warnings[0].endswith("run weft up --restart")
