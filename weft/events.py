@@ -20,7 +20,9 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from weft.errors import WeftError
 
 FOLDER = "/var/log/weft"
 NAME, OLDER = "events.log", "events.log.1"
@@ -127,6 +129,14 @@ def sentence(fields: Mapping[str, object]) -> str:
 def after_kill(daemon: str, process: int) -> dict[str, Value]:
     """The fields of a takeover: this process is the daemon now, after one that was killed."""
     return {"what": daemon, "from": f"process {process}", "by": f"process {os.getpid()}", "why": "it was killed"}
+
+
+def outcome(started: float, process: int, errors: Sequence[WeftError] = ()) -> dict[str, Value]:
+    """The fields of what was begun at ``started`` (``time.monotonic``) and ends now: how long it took, for whom,
+    and the first of its errors.
+    """
+    found: dict[str, Value] = {"ms": round((time.monotonic() - started) * 1000, 1), "by": asker(process)}
+    return {**found, "code": errors[0].code, "error": errors[0].message} if errors else found
 
 
 def asker(process: int) -> str:

@@ -55,13 +55,7 @@ def collect(tool: Tool, networks: list[NetworkList]) -> tuple[list[str], list[We
     except WeftError as error:
         swept.errors.append(error)
     if freed or swept.errors:
-        fields: dict[str, events.Value] = {
-            "freed": ", ".join(freed),
-            "ms": round((time.monotonic() - started) * 1000, 1),
-            "by": events.asker(0),
-        }
-        if swept.errors:
-            fields |= {"code": swept.errors[0].code, "error": swept.errors[0].message}
+        fields = {"freed": ", ".join(freed), **events.outcome(started, 0, swept.errors)}
         events.record(tool.service.host.run, "gc", fields)
     return freed, swept.errors
 

@@ -284,12 +284,8 @@ def detach(context: ServiceContext, one: Endpoint) -> None:
         "network": one.network,
         "container": one.container,
         "interface": one.interface,
-        "ms": round((time.monotonic() - started) * 1000, 1),
-        "by": events.asker(context.caller),
     }
-    if errors:
-        fields |= {"code": errors[0].code, "error": errors[0].message}
-    events.record(context.host.run, "del", fields)
+    events.record(context.host.run, "del", fields | events.outcome(started, context.caller, errors))
     raise_all(errors)
 
 

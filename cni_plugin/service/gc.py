@@ -119,12 +119,8 @@ def _record(context: ServiceContext, attachment: Attachment, started: float, err
         "interface": attachment.interface,
         "plugin": "" if attachment.plugin == OWN_NAME else attachment.plugin,
         "source": "gc",
-        "ms": round((time.monotonic() - started) * 1000, 1),
-        "by": events.asker(context.caller),
     }
-    if errors:
-        fields |= {"code": errors[0].code, "error": errors[0].message}
-    events.record(context.host.run, "del", fields)
+    events.record(context.host.run, "del", fields | events.outcome(started, context.caller, errors))
 
 
 def sweep(context: ServiceContext, swept: Swept) -> None:

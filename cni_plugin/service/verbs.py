@@ -71,8 +71,7 @@ class Service(ServiceContext):
             "interface": request.interface,
             "plugin": "" if request.plugin == OWN_NAME else request.plugin,
             "addresses": ", ".join(str(ip.address) for ip in result.ips) if result is not None else "",
-            "ms": round((time.monotonic() - started) * 1000, 1),
-            "by": events.asker(self.caller),
+            **events.outcome(started, self.caller),
         }
         if error is not None:
             fields["code"] = error.code if isinstance(error, WeftError) else INTERNAL
@@ -344,8 +343,7 @@ class Service(ServiceContext):
             "interface": attachment.interface,
             "from": before,
             "why": why,
-            "ms": round((time.monotonic() - started) * 1000, 1),
-            "by": events.asker(self.caller),
+            **events.outcome(started, self.caller),
         }
         events.record(self.host.run, "takeover", {"what": "addresses", **fields})
 
