@@ -17,8 +17,12 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
+from typing import TypeVar
 
 from weft.types import Address, Cidr, Subnet
+
+_Four = TypeVar("_Four", IPv4Interface, IPv4Network)
+_Six = TypeVar("_Six", IPv6Interface, IPv6Network)
 
 
 def address(text: str) -> Address:
@@ -31,25 +35,22 @@ def address(text: str) -> Address:
 
 def interface(text: str) -> Cidr:
     """``ip_interface``. Raises ValueError."""
-    found, _, prefix = text.partition("/")
-    if not (prefix.isdecimal() and prefix.isascii()):
-        return ip_interface(text)
-    try:
-        if ":" in found:
-            return IPv6Interface((inet_pton(AF_INET6, found), int(prefix)))
-        return IPv4Interface((inet_pton(AF_INET, found), int(prefix)))
-    except OSError:
-        return ip_interface(text)
+    return _made(text, IPv4Interface, IPv6Interface) or ip_interface(text)
 
 
 def network(text: str) -> Subnet:
     """``ip_network``. Raises ValueError, also for host bits."""
+    return _made(text, IPv4Network, IPv6Network) or ip_network(text)
+
+
+def _made(text: str, four: type[_Four], six: type[_Six]) -> _Four | _Six | None:
+    """An address with a prefix length as one of the two classes, None for other text. Raises ValueError."""
     found, _, prefix = text.partition("/")
     if not (prefix.isdecimal() and prefix.isascii()):
-        return ip_network(text)
+        return None
     try:
         if ":" in found:
-            return IPv6Network((inet_pton(AF_INET6, found), int(prefix)))
-        return IPv4Network((inet_pton(AF_INET, found), int(prefix)))
+            return six((inet_pton(AF_INET6, found), int(prefix)))
+        return four((inet_pton(AF_INET, found), int(prefix)))
     except OSError:
-        return ip_network(text)
+        return None
