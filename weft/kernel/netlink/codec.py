@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weft.kernel.netlink import tables
@@ -31,7 +31,7 @@ from weft.kernel.netlink.constants import (
     RTM_NEWTFILTER,
     RTM_SETLINK,
 )
-from weft.kernel.netlink.decoder import Decoder, plain_value
+from weft.kernel.netlink.decoder import Decoder, plain_rows, plain_value
 from weft.kernel.netlink.encoder import encode_attributes
 from weft.kernel.netlink.message_classes import message_classes
 from weft.kernel.netlink.transport import HEADER_SIZE, type_of
@@ -138,25 +138,22 @@ def attribute(message: Decoder | None, *path: str) -> Any:
     return found
 
 
-def plain(nested: Any) -> dict[str, int | str]:
-    """A nested attribute's numbers and strings: ``IFLA_BR_STP_STATE`` becomes ``br_stp_state``."""
-    return nested.plain() if isinstance(nested, Decoder) else {}
-
-
-def link_options(kind: str, data: bytes) -> dict[str, int | str]:
-    """The numbers and strings of a kind's options (``IFLA_INFO_DATA``, or of ``bridge_slave``)."""
+def link_option_names(kind: str) -> Iterable[str]:
+    """The names of a kind's numbers and strings (``IFLA_INFO_DATA``, or of ``bridge_slave``): ``br_stp_state`` is
+    ``IFLA_BR_STP_STATE``.
+    """
     layout = _ifinfmsg.ifinfo.data_map.get(kind)
-    return Decoder(layout, memoryview(data), 0, {}).plain() if layout is not None else {}
+    return plain_rows(layout) if layout is not None else ()
 
 
 def link_option(kind: str, name: str, found: Mapping[int, bytes]) -> int | str | None:
-    """One of ``link_options``, of attributes by number; None without one."""
+    """One of a kind's options, of attributes by number; None without one."""
     layout = _ifinfmsg.ifinfo.data_map.get(kind)
     return plain_value(layout, name, found) if layout is not None else None
 
 
 def named(values: dict[str, int | str]) -> Attributes:
-    """The reverse of ``plain``."""
+    """Options as attributes: ``br_stp_state`` becomes ``IFLA_BR_STP_STATE``."""
     return [[f"IFLA_{name.upper()}", value] for name, value in values.items()]
 
 

@@ -11,7 +11,7 @@ import struct
 from _socket import inet_ntop
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from weft.kernel.netlink.constants import AF_BRIDGE, AF_INET, AF_INET6, NLA_TYPE_MASK
 
@@ -37,38 +37,21 @@ def table(layout: Any) -> dict[int, Row]:
 
 
 _HEAD = struct.Struct("=HH").unpack_from
-
-_plain_tables: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
-
-
-def _plain_table(layout: Any) -> dict[int, tuple[str, Any, int, Row]]:
-    """For ``plain``, by number: the name, what unpacks the value, its size, the row."""
-    if layout not in _plain_tables:
-        _plain_tables[layout] = {
-            number: (row[0].removeprefix("IFLA_").lower(), None, 0, row)
-            if row[3] is None or row[1] in _ADDRESSES
-            else (row[0].removeprefix("IFLA_").lower(), row[3], struct.calcsize(row[2].fields[0][1]), row)
-            for number, row in table(layout).items()
-        }
-    return _plain_tables[layout]
+_EMPTY = memoryview(b"")
 
 
 @cache
-def _plain_rows(layout: Any) -> dict[str, tuple[int, Any, int, Row]]:
-    """For ``plain_value``, by name: the number, what unpacks the value, its size, the row."""
-    return {name: (number, unpack, size, row) for number, (name, unpack, size, row) in _plain_table(layout).items()}
+def plain_rows(layout: Any) -> dict[str, tuple[int, Row]]:
+    """A class's attributes by name in lower case without ``IFLA_``, each with its number."""
+    return {row[0].removeprefix("IFLA_").lower(): (number, row) for number, row in table(layout).items()}
 
 
 def plain_value(layout: Any, name: str, found: Mapping[int, bytes]) -> int | str | None:
-    """One of the numbers and strings of ``Decoder.plain``, of attributes by number; None without one."""
-    known = _plain_rows(layout).get(name)
+    """A number or string of attributes by number; None without one of that name."""
+    known = plain_rows(layout).get(name)
     if known is None or known[0] not in found:
         return None
-    number, unpack, size, row = known
-    data = found[number]
-    if unpack is not None and len(data) >= size:
-        return cast(int, unpack(data)[0])
-    value = Decoder(layout, memoryview(b""), 0, {})._value(row, memoryview(data))
+    value = Decoder(layout, _EMPTY, 0, {})._value(known[1], memoryview(found[known[0]]))
     return value if isinstance(value, int | str) else None
 
 
@@ -105,24 +88,6 @@ class Decoder:
     def get_attrs(self, name: str) -> list[Any]:
         """The values of an attribute that may occur several times."""
         return [self._value(*row) for row in self._attributes().get(name, ())]
-
-    def plain(self) -> dict[str, int | str]:
-        """Every known number and string, by its name in lower case without ``IFLA_``."""
-        found: dict[str, int | str] = {}
-        known, data, offset = _plain_table(self._layout), self._data, self._start
-        while offset + 4 <= len(data):
-            length, number = _HEAD(data, offset)
-            if length < 4 or offset + length > len(data):
-                break
-            short = known.get(number & NLA_TYPE_MASK)
-            if short is not None and short[0] not in found:
-                name, unpack, size, row = short
-                inner = data[offset + 4 : offset + length] if unpack is None or length < 4 + size else None
-                value = unpack(data, offset + 4)[0] if inner is None else self._value(row, inner)
-                if isinstance(value, int | str):
-                    found[name] = value
-            offset += (length + 3) & ~3
-        return found
 
     def _attributes(self) -> dict[str, list[tuple[Row, memoryview]]]:
         if self._found is None:

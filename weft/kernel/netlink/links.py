@@ -209,21 +209,12 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
 class LinkOptions(Mapping[str, Any]):
     """A link's options, each decoded when it is asked for: they are half of a message, and few are needed."""
 
-    __slots__ = ("_attributes", "_data", "_kind", "_known")
+    __slots__ = ("_attributes", "_data", "_kind")
 
     def __init__(self, kind: str, data: bytes) -> None:
         self._kind = kind
         self._data = data
         self._attributes: Attributes | None = None
-        self._known: dict[str, Any] | None = None
-
-    @parses_answer
-    def _decode(self) -> dict[str, Any]:
-        if self._known is None:
-            found = codec.link_options(self._kind, self._data)
-            port = self._kind == _PORT
-            self._known = {key: value for key, value in found.items() if not port or isinstance(value, int)}
-        return self._known
 
     @parses_answer
     def _value(self, key: str) -> int | str | None:
@@ -239,13 +230,13 @@ class LinkOptions(Mapping[str, Any]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._decode())
+        return (name for name in codec.link_option_names(self._kind) if self._value(name) is not None)
 
     def __len__(self) -> int:
-        return len(self._decode())
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return repr(self._decode())
+        return repr(dict(self))
 
 
 @dataclass(frozen=True, slots=True)
