@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -117,6 +119,19 @@ def crossing(topology: Topology, version: int) -> dict[str, bool]:
     }
 
 
+@contextlib.contextmanager
+def without_rules(host: Host) -> Iterator[None]:
+    """Only the table of constant drops is there, as after a flush of all rules."""
+    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
+    try:
+        if not table.claim():
+            pytest.skip("this kernel has no owned tables that persist")
+        host.run("nft", "delete", "table", "inet", "weft")
+        yield
+    finally:
+        table.remove()
+
+
 @VERSIONS
 @DRIVERS
 def test_an_error_crosses_no_closed_boundary(host: Host, driver: str, version: int) -> None:
@@ -127,16 +142,10 @@ def test_an_error_crosses_no_closed_boundary(host: Host, driver: str, version: i
 @VERSIONS
 def test_nor_while_rules_are_restored(host: Host, version: int) -> None:
     topology = Topology(host, "bridge")
-    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
-    try:
-        if not table.claim():
-            pytest.skip("this kernel has no owned tables that persist")
-        host.run("nft", "delete", "table", "inet", "weft")
+    with without_rules(host):
         found = crossing(topology, version)
         assert not any(found.values()), found
         assert topology.arrives("outside", "one", topology.sends("one", topology.address("outside", version), 9999))
-    finally:
-        table.remove()
 
 
 @VERSIONS
@@ -188,12 +197,6 @@ def test_a_container_may_lower_the_mtu_to_itself(host: Host, driver: str, versio
 @VERSIONS
 def test_nor_to_others_while_rules_are_restored(host: Host, version: int) -> None:
     topology = Topology(host, "bridge")
-    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
-    try:
-        if not table.claim():
-            pytest.skip("this kernel has no owned tables that persist")
-        host.run("nft", "delete", "table", "inet", "weft")
+    with without_rules(host):
         too_big(topology, "inner", version, topology.address("outside", version))
         assert not topology.mtu(topology.address("outside", version))
-    finally:
-        table.remove()
