@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
 
-from cni_plugin.dataplane import frames, limits, packets
+from cni_plugin.dataplane import frames, guard, limits, packets
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import Elements
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan, compose
 from cni_plugin.service import assemble
 from cni_plugin.service.planner import attachment_of, own_operations, shared_operations
+from discovery.balancer import settings
 from lab.calls import Weft
 from lab.cases import conf
 from weft import identity
@@ -188,3 +191,20 @@ def test_elements_precede_the_link_and_require_the_base_rules() -> None:
 
 def test_the_link_local_address_is_the_one_that_the_kernel_derives() -> None:
     assert link_local("52:74:f2:b1:a8:7f") == IPv6Address("fe80::5074:f2ff:feb1:a87f")
+
+
+def test_metadata_services_are_the_same_in_all_tables_and_for_services() -> None:
+    """Packets are closed by the rules and by those that survive a flush, and no service may have their addresses."""
+    for owner in guard.Owner:
+        [kept] = (one for one in guard.TABLES[owner].chains if one.name == "block_metadata")
+        [usual] = (one for each in TABLES.tables for one in each.chains if one.name == "block_metadata")
+        found = [
+            {text for rule in chain.rules for text in _ADDRESSES.findall(rule.text)} - {"169.254.0.0"}
+            for chain in (kept, usual)
+        ]
+        refused = {str(one.network_address) for one in settings._METADATA}
+        assert found == [refused, refused]
+        assert len(refused) >= 5
+
+
+_ADDRESSES = re.compile(r"\d+\.\d+\.\d+\.\d+|[0-9a-f]+:[0-9a-f:]+")
