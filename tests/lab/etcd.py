@@ -163,6 +163,8 @@ class Cluster:
         for path in self.paths:
             namespaces.remove(path)
         with namespaces.inside(f"/proc/{os.getpid()}/fd/{self.home}"):
-            run("ip", "link", "delete", self.bridge, check=False)
+            # The kernel ends a namespace later, and its links with it: the next cluster may have these names.
+            for name in (*(os.path.basename(path) for path in self.paths), self.bridge):
+                run("ip", "link", "delete", name, check=False)
         os.close(self.home)
         shutil.rmtree(self.folder, ignore_errors=True)
