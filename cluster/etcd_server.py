@@ -172,7 +172,9 @@ class EtcdServer:
             return False
         local = self._own.load()
         taken = _taken_port(local.address) if local is not None else 0
-        if taken and not self.running():  # it may have been started meanwhile
+        if taken:
+            if self.running():  # it was started meanwhile
+                return False
             raise Conflict(
                 f"TCP port {taken} is in use by another program, and etcd cannot start",
                 hint=f"ss -ltnp 'sport = :{taken}' shows which: Debian's own etcd, or that of Kubernetes?",
