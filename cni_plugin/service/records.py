@@ -61,6 +61,10 @@ class Record(Deferred):
     shared: tuple[Operation, ...] = ()
     result: types.Result = field(default_factory=types.Result)
 
+    @staticmethod
+    def without_value(name: str) -> object:
+        return types.Result() if name == "result" else ()
+
 
 def following(former: Record | None, record: Record) -> Record:
     """The record with what an earlier entry of the same plugin in the network list has set up."""
@@ -281,7 +285,7 @@ def _read(path: str, kind: type[_AnyRecord], text: bytes = b"") -> _AnyRecord | 
                 f"{path} has schema {document['schema']}, this release reads up to {SCHEMA}", hint="use the newer weft"
             )
         # With all of its fields it is made in half the time.
-        found = codec.decode({**document["record"], **{name: [] for name in deferred}}, _kinds())
+        found = codec.decode({**document["record"], **dict.fromkeys(deferred)}, _kinds())
         if not isinstance(found, kind):
             raise ValueError("not this kind of record")
         defer(found, deferred, functools.partial(_decoded, path))
@@ -301,11 +305,13 @@ def _whole(record: _AnyRecord | None) -> _AnyRecord | None:
 
 
 def _decoded(path: str, name: str, text: bytes) -> object:
-    """The operations of a record, from their JSON."""
+    """A long field of a record, from its JSON."""
     if name == "shared" and (known := _shared.get(text)) is not None:
         return known
     try:
         found = codec.decode(json.loads(text), _kinds())
+        if name == "result" and not isinstance(found, types.Result):
+            raise ValueError("not the result of an ADD")
     except _UNDECODABLE:
         _set_aside(path)
         return None
@@ -393,7 +399,11 @@ _encode_shared = functools.lru_cache(64)(codec.encode)
 _shared: dict[bytes, object] = {}
 """The shared operations by their JSON: one value for all attachments of a network."""
 
-_LONG: dict[type, tuple[str, ...]] = {Record: ("operations", "shared"), NetworkRecord: ("shared",)}
+_LONG: dict[type, dict[str, bytes]] = {
+    Record: {"operations": b', "operations": [', "shared": b', "shared": [', "result": b', "result": {'},
+    NetworkRecord: {"shared": b', "shared": ['},
+}
+"""The fields that are decoded when they are used, and how each begins."""
 _FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Record, NetworkRecord)}
 
 
