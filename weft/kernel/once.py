@@ -40,11 +40,19 @@ class _Namespace:
     def _links(self) -> dict[str, Link]:
         return {link.name: link for link in self._namespace.links()}
 
-    def _addresses(self, version: int) -> dict[str, list[Cidr]]:
+    @cached_property
+    def _addresses(self) -> dict[str, list[Cidr]]:
         found: dict[str, list[Cidr]] = {}
-        for name, address in self._namespace.all_addresses(version):
+        for name, address in self._all_addresses:
             found.setdefault(name, []).append(address)
         return found
+
+    @cached_property
+    def _all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
+        return self._namespace.all_addresses()
+
+    def all_addresses(self, version: int = 0) -> tuple[tuple[str, Cidr], ...]:
+        return tuple(one for one in self._all_addresses if version in (0, one[1].version))
 
     @cached_property
     def _fdb(self) -> dict[str, list[FdbEntry]]:
@@ -76,8 +84,7 @@ class _Namespace:
     def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
         if permanent or link not in self._links:
             return self._namespace.addresses(link, version, permanent=permanent)
-        versions = (version,) if version else (4, 6)
-        return tuple(one for each in versions for one in self._once(self._addresses, each).get(link, ()))
+        return tuple(one for one in self._addresses.get(link, ()) if version in (0, one.version))
 
     def fdb(self, link: str) -> tuple[FdbEntry, ...]:
         there = self._links.get(link)

@@ -21,6 +21,7 @@ from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.identity import attachment_mark
 from weft.kernel.fake.rules import FakeRuleset
 from weft.kernel.netlink.attributes import attribute, nested, parse
+from weft.kernel.netlink.constants import NFTA_SET_ELEM_LIST_ELEMENTS
 from weft.kernel.nft.elements import creations
 from weft.kernel.nft.library import Runner
 from weft.kernel.nft.listing import blocks, difference
@@ -165,7 +166,7 @@ def test_elements_round_trip_through_netlink_attributes() -> None:
 def test_foreign_elements_have_no_mark() -> None:
     shape = Shape("odd", ("ipv4_addr", "ipv6_addr"), (), ("interval",))
     ends = [("10.0.0.1", "fd00::", "10.0.0.9", "fd00::ffff"), ("10.1.0.1", "::", "10.1.0.1", "f" * 4 + ":ffff" * 7)]
-    first, second = entries([answer(*(item(*one, comment="somebody") for one in ends))], shape)
+    first, second = entries([b"".join(item(*one, comment="somebody") for one in ends)], shape)
     assert first == Entry(("10.0.0.1-10.0.0.9", ip_network("fd00::/112")), (), "somebody")
     assert element(first, shape).mark == ""
     assert second.key == (ip_address("10.1.0.1"), IPv6Network("::/0"))
@@ -181,7 +182,7 @@ def test_intervals_are_assembled_from_their_ends() -> None:
         ("0.0.0.0", True), ("10.0.0.0", False), ("10.1.0.0", True), ("10.0.0.4", False), ("10.0.0.4", True),
         ("255.0.0.0", False),
     ]  # fmt: skip
-    found = entries([answer(*(item(one, ends=ends) for one, ends in bounds))], shape)
+    found = entries([b"".join(item(one, ends=ends) for one, ends in bounds)], shape)
     networks = ["10.0.0.0/30", "255.0.0.0/8"]
     assert [one.key[0] for one in found] == [ip_network(networks[0]), "10.0.0.4-10.0.255.255", ip_network(networks[1])]
 
@@ -190,11 +191,7 @@ def read_back(*elements: Element) -> list[Element]:
     """Parse elements of one collection from the messages that create them."""
     shape = SHAPES[elements[0].collection]
     ((_, _, _, parts),) = creations([(shape, one) for one in elements])
-    return [element(entry, shape) for entry in entries([parse(parts[2])], shape)]
-
-
-def answer(*items: bytes) -> dict[int, bytes]:
-    return parse(nested(3, *items))
+    return [element(entry, shape) for entry in entries([parse(parts[2])[NFTA_SET_ELEM_LIST_ELEMENTS]], shape)]
 
 
 def item(*addresses: str, comment: str = "", ends: bool = False) -> bytes:

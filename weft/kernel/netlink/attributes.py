@@ -15,8 +15,10 @@ from weft.kernel.netlink.constants import NLA_F_NESTED, NLA_TYPE_MASK
 Attributes = dict[int, bytes]
 """The payload of each attribute by its number."""
 
-_NLATTR = Struct("=HH")
-_pack, _unpack = _NLATTR.pack, _NLATTR.unpack_from
+NLATTR = Struct("=HH")
+"""A ``struct nlattr``: length, itself included, and number."""
+
+_pack, _unpack = NLATTR.pack, NLATTR.unpack_from
 
 
 def attribute(number: int, payload: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list, string
@@ -168,30 +168,33 @@ def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
     The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:*
     ``nft list set``.
     """
-    family, request = list_request(shape)
-    return entries(nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request), shape)
+    return entries(raw_lists(nft_socket, shape), shape)
 
 
-def mark_digests(nft_socket: NftSocket, shape: Shape) -> frozenset[str]:
-    """The digests of the marks in the comments of all elements of a set or map."""
-    family, request = list_request(shape)
-    answers = nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request)
-    found = (digest for answer in answers for digest in _MARK.findall(answer[NFTA_SET_ELEM_LIST_ELEMENTS]))
-    return frozenset(digest.decode("ascii") for digest in found)
+def raw_lists(nft_socket: NftSocket, shape: Shape) -> list[bytes]:
+    """All elements of a set or map as the kernel lists them, some thousands in each of the lists (``parse_list``)."""
+    family, request = _list_request(shape)
+    return [answer[NFTA_SET_ELEM_LIST_ELEMENTS] for answer in nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request)]
+
+
+def mark_digests(raw: Iterable[bytes]) -> frozenset[str]:
+    """The digests of the marks in the comments of elements (``raw_lists``)."""
+    return frozenset(digest.decode("ascii") for each in raw for digest in _MARK.findall(each))
 
 
 _MARK = re.compile(rb"weft:([0-9a-f]{16})")
 """A mark (``identity.mark``), which is longer than the name of a link can be, the other text of elements."""
 
 
-def list_request(shape: Shape) -> tuple[str, tuple[bytes, ...]]:
+def _list_request(shape: Shape) -> tuple[str, tuple[bytes, ...]]:
     """What asks for all elements of a set: its family, and attributes."""
     family, table = shape.table.split()
     return family, (string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name))
 
 
-def entries(answers: list[Attributes], shape: Shape) -> list[Entry]:
-    found = [parse(item) for answer in answers for item in parse_list(answer[NFTA_SET_ELEM_LIST_ELEMENTS])]
+def entries(raw: Iterable[bytes], shape: Shape) -> list[Entry]:
+    """The elements of ``raw_lists``."""
+    found = [parse(item) for each in raw for item in parse_list(each)]
     if is_plain(shape):
         return list(_intervals(found, shape))
     return [_entry(one, shape) for one in found]

@@ -11,28 +11,27 @@ from functools import lru_cache
 from typing import Protocol, TypeVar, cast
 
 from weft.kernel.interface import Ruleset
-from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list
+from weft.kernel.netlink.attributes import NLATTR, Attributes, attribute, nested, parse, parse_list
 from weft.kernel.netlink.constants import (
-    NFT_MSG_GETSETELEM,
     NFTA_DATA_VALUE,
     NFTA_SET_ELEM_DATA,
     NFTA_SET_ELEM_EXPRESSIONS,
     NFTA_SET_ELEM_KEY,
     NFTA_SET_ELEM_KEY_END,
-    NFTA_SET_ELEM_LIST_ELEMENTS,
     NFTA_SET_ELEM_USERDATA,
+    NLA_TYPE_MASK,
 )
 from weft.kernel.nft.elements import writable
 from weft.kernel.nft.limits import of_element
-from weft.kernel.nft.lookup import comment, list_request, packed
+from weft.kernel.nft.lookup import comment, mark_digests, packed, raw_lists
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.schema import Shape
 from weft.kernel.values import Element
 
 T = TypeVar("T")
 
-Held = dict[bytes, Attributes]
-"""The elements of a set by the bytes of their keys."""
+Held = dict[bytes, bytes]
+"""The elements of a set by the bytes of their keys, each to be parsed when it is compared."""
 
 
 class Sets(Protocol):
@@ -44,12 +43,17 @@ class Sets(Protocol):
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]: ...
 
+    def mark_digests(self, collection: str) -> frozenset[str]: ...
+
 
 class NftOnce:
-    """``Nft`` with a ``missing`` that lists; everything else goes to ``Nft`` (``__getattr__``)."""
+    """``Nft`` with a ``missing`` and ``mark_digests`` that list; everything else goes to ``Nft``
+    (``__getattr__``).
+    """
 
     def __init__(self, nft: Sets) -> None:
         self._nft = nft
+        self._raw: dict[str, list[bytes]] = {}
         self._sets: dict[str, tuple[Shape, Held] | None] = {}
 
     def __getattr__(self, name: str) -> object:
@@ -58,6 +62,10 @@ class NftOnce:
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         absent = [one for one in elements if not self._has(one)]
         return self._nft.missing(absent) if absent else ()
+
+    def mark_digests(self, collection: str) -> frozenset[str]:
+        shape = self._nft.shape(collection)
+        return self._nft.mark_digests(collection) if shape is None else mark_digests(self._lists(shape))
 
     def once(self) -> Ruleset:
         return cast(Ruleset, self)
@@ -70,8 +78,8 @@ class NftOnce:
             return False
         shape, held = known
         try:
-            found = held.get(_key(shape, element))
-            return found is not None and _is(element, found, shape)
+            item = held.get(_key(shape, element))
+            return item is not None and _is(element, parse(item), shape)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
             return False  # an element that no set can hold: ``Nft`` says what is wrong with it
 
@@ -80,14 +88,23 @@ class NftOnce:
         shape = self._nft.shape(collection)
         if shape is None or not writable(shape):
             return None
-        family, request = list_request(shape)
-        answers = self._nft.ask(lambda nft_socket: nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request))
-        held: Held = {}
-        for answer in answers:
-            for item in parse_list(answer[NFTA_SET_ELEM_LIST_ELEMENTS]):
-                found = parse(item)
-                held[found[NFTA_SET_ELEM_KEY] + found.get(NFTA_SET_ELEM_KEY_END, b"")] = found
+        is_range = "interval" in shape.flags
+        held = {_held_key(item, is_range): item for each in self._lists(shape) for item in parse_list(each)}
         return shape, held
+
+    def _lists(self, shape: Shape) -> list[bytes]:
+        if shape.name not in self._raw:
+            self._raw[shape.name] = self._nft.ask(lambda nft_socket: raw_lists(nft_socket, shape))
+        return self._raw[shape.name]
+
+
+def _held_key(item: bytes, is_range: bool) -> bytes:
+    """The key of a listed element, which the kernel puts first, with its end where it is a range."""
+    length, number = NLATTR.unpack_from(item)
+    if number & NLA_TYPE_MASK == NFTA_SET_ELEM_KEY and not is_range:
+        return item[NLATTR.size : length]  # to parse all of it takes four times as long
+    found = parse(item)
+    return found[NFTA_SET_ELEM_KEY] + found.get(NFTA_SET_ELEM_KEY_END, b"")
 
 
 def _key(shape: Shape, element: Element) -> bytes:

@@ -23,7 +23,7 @@ from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import StoredGeneration, VerifiedGeneration
 from weft.kernel.nft.library import Runner, refuse, runner
 from weft.kernel.nft.limits import checked_limit
-from weft.kernel.nft.lookup import dump, is_plain, keys, look_up, mark_digests, owned, same
+from weft.kernel.nft.lookup import dump, is_plain, keys, look_up, mark_digests, owned, raw_lists, same
 from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import Change, NftSocket, nft_error
 from weft.kernel.nft.survey import Survey, declared, survey
@@ -301,7 +301,7 @@ class Nft:
         shape = self.shape(collection)
         if shape is None:
             raise Missing(f"weft's tables have no set or map {collection!r}")
-        return self.ask(lambda nft_socket: mark_digests(nft_socket, shape))
+        return mark_digests(self.ask(lambda nft_socket: raw_lists(nft_socket, shape)))
 
     def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
         """The elements of a set with limits, and the packets that exceeded each; one dump."""
