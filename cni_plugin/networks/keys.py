@@ -5,7 +5,7 @@ Runtimes put keys of their own into lists, so these are findings and no errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
 from cni_plugin.plan import modules
 from weft.section import similar
@@ -27,7 +27,7 @@ def unread(plugin: object, asked: Set[str]) -> Iterator[tuple[str, str]]:
     ipam = plugin.get("ipam")
     folded = {one.casefold() for one in asked}
     foreign = isinstance(ipam, dict) and ipam.get("type") not in _OWN_IPAM
-    for path, siblings in _paths(plugin, "", asked):
+    for path, siblings in _paths(plugin, "", _by_object(asked)):
         lower = path.casefold()
         if lower in folded or lower in _COMMON or (foreign and lower.startswith("ipam.")):
             continue
@@ -40,19 +40,28 @@ def _top_level() -> set[str]:
     return {*modules.features(), *(key for one in features for key in one.keys), "driver", "ipam"}
 
 
-def _paths(value: dict[str, object], at: str, asked: Set[str]) -> Iterator[tuple[str, set[str]]]:
+def _by_object(asked: Set[str]) -> dict[str, set[str]]:
+    """The keys that were asked for by the path of their object, in lower case."""
+    found: dict[str, set[str]] = {}
+    for path in asked:
+        at, _, key = path.rpartition(".")
+        if "[" not in key:
+            found.setdefault(at.casefold(), set()).add(key)
+    return found
+
+
+def _paths(value: dict[str, object], at: str, asked: Mapping[str, set[str]]) -> Iterator[tuple[str, set[str]]]:
     """The path of each key below objects that were read, with the keys that are read beside it."""
-    prefix = f"{at}." if at else ""
-    siblings = {one[len(prefix) :] for one in asked if one.casefold().startswith(prefix.casefold())}
-    siblings = {one for one in siblings if "." not in one and "[" not in one}
+    siblings = asked.get(at.casefold())
     if not siblings:
         return  # weft takes the object as a whole: labels, sysctls
+    prefix = f"{at}." if at else ""
     for key, item in value.items():
         yield f"{prefix}{key}", siblings
         yield from _below(item, f"{prefix}{key}", asked)
 
 
-def _below(item: object, path: str, asked: Set[str]) -> Iterator[tuple[str, set[str]]]:
+def _below(item: object, path: str, asked: Mapping[str, set[str]]) -> Iterator[tuple[str, set[str]]]:
     if isinstance(item, dict):
         yield from _paths(item, path, asked)
     for index, each in enumerate(item if isinstance(item, list) else ()):
