@@ -47,14 +47,14 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
       weft doctor --repair
     """
     tool.need_records()
-    abilities = tool.abilities()
-    found, advice = _sorted(_findings(tool, abilities))
+    abilities, all_found = _findings(tool)
+    found, advice = _sorted(all_found)
     repaired: list[Finding] | None = None
     if repair:
         tool.prepare_to("repair")
         before = found
         _repair(tool)
-        found, advice = _sorted(_findings(tool, abilities))
+        found, advice = _sorted(_findings(tool)[1])
         repaired = [one for one in before if one not in found]
     usable = requirements.drivers(abilities, agents.is_of_cluster())
     if json_output:
@@ -79,23 +79,20 @@ def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
     return [one for one in found if not one.advice], [one for one in found if one.advice]
 
 
-def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
+def _findings(tool: Tool) -> tuple[Sequence[Ability], list[Finding]]:
+    """The kernel's features, and all findings. The processes that compare attachments are begun first, and what
+    this one has to do by itself is done meanwhile.
+    """
     networks, problems = conflists.listed(tool.config)
     of_keys = _begun_of_keys(tool, networks)  # while this process reads the records
+    of_networks = findings.begun(tool.service, networks, problems)
+    abilities = tool.abilities()
     catalog = [Finding(what, NoCommand(remedy)) for what, remedy in agents.catalog_damages()]
     nodes = [Finding(what, remedy) for what, remedy in cluster.findings()]
     docker = list(diagnosis.findings(tool.service.host.run))
     around = conditions.every(tool.service.reading_once(), agents.certificates())
-    return [
-        *findings.every(tool.service, abilities, networks, problems),
-        *of_keys(),
-        *around,
-        *_of_agent(),
-        *clustered.findings(),
-        *catalog,
-        *nodes,
-        *docker,
-    ]
+    agent = [*_of_agent(), *clustered.findings()]
+    return abilities, [*of_networks(abilities), *of_keys(), *around, *agent, *catalog, *nodes, *docker]
 
 
 def _begun_of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Callable[[], list[Finding]]:

@@ -252,10 +252,14 @@ def _differences(
     try:
         if look is not None and container is not None:
             look(container)
-        of_network, beside = (one.shared, ()) if shared else ((), one.shared)
+        of_network = one.shared if shared else ()
         machine = context.machine(container)
         found = executor.differences(
-            (*of_network, *one.operations), machine, shared=len(of_network), known=context.known, below=beside
+            (*of_network, *one.operations),
+            machine,
+            shared=len(of_network),
+            known=context.known,
+            below=lambda: () if shared else one.shared,  # which are decoded where something differs
         )
         return [*sentences, *((each.sentence, each.is_repairable(machine, of_network)) for each in found)]
     finally:

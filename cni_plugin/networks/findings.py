@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cni_plugin.networks import attachments, conflists, leases, podman, pools, requirements
@@ -17,7 +17,7 @@ from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Parent
 from cni_plugin.service import overlaps
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.orphans import Orphans, element_text, orphans, stray_files, unused_networks
+from cni_plugin.service.orphans import NO_ORPHANS, Orphans, element_text, orphans, unused_networks
 from cni_plugin.service.records import NetworkRecord
 from ipam import ranges
 from weft import identity
@@ -320,28 +320,37 @@ def of_firewalls(context: ServiceContext) -> Iterator[Finding]:
         yield Finding(f"network {one.network}: {one.sentence}", Command(one.command))
 
 
-def every(
-    context: ServiceContext,
-    abilities: Sequence[Ability],
-    networks: Sequence[NetworkList],
-    problems: Sequence[WeftError],
-) -> list[Finding]:
-    """All findings, those of the host first."""
+def begun(
+    context: ServiceContext, networks: Sequence[NetworkList], problems: Sequence[WeftError]
+) -> Callable[[Sequence[Ability]], list[Finding]]:
+    """Begin to look for all findings, in other processes; what is returned finishes it, given the kernel's
+    features, and has the findings of the host first.
+    """
     context = context.comparing_all()
-    left = orphans(context)
     endpoints = attachments.endpoints(context)
-    left = replace(left, files=stray_files(context))  # a damaged record is set aside when it is read
-    finish = _begun(context, endpoints)  # and meanwhile what one process does
-    around = [*of_networks(context, networks), *of_pools(context, networks), *of_subnets(context)]
-    forwarding = list(of_forwarding(context, networks))
-    reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
-    behind = [*of_firewalls(context), *of_names(context, endpoints), *of_leftovers(context, left, networks)]
-    found = [
-        *of_host(abilities, networks),
-        *of_files(left, problems),
-        *around,
-        *forwarding,
-        *(one for one in finish() if not any(f"{key} is " in one.what for key in reported)),
-        *behind,
-    ]
-    return list(dict.fromkeys(found))
+    finish = _begun(context, endpoints)
+
+    def finished(abilities: Sequence[Ability]) -> list[Finding]:
+        """What one process does, and its share of what all do."""
+        left = _leftovers(context)
+        around = [*of_networks(context, networks), *of_pools(context, networks), *of_subnets(context)]
+        forwarding = list(of_forwarding(context, networks))
+        reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
+        behind = [*of_firewalls(context), *of_names(context, endpoints), *of_leftovers(context, left, networks)]
+        found = [
+            *of_host(abilities, networks),
+            *of_files(left, problems),
+            *around,
+            *forwarding,
+            *(one for one in finish() if not any(f"{key} is " in one.what for key in reported)),
+            *behind,
+        ]
+        return list(dict.fromkeys(found))
+
+    return finished
+
+
+def _leftovers(context: ServiceContext) -> Orphans:
+    """What belongs to no attachment: where there is anything by the lists, by what is there now."""
+    left = orphans(context)
+    return left if left == NO_ORPHANS or context.current is None else orphans(context.current)

@@ -35,6 +35,9 @@ def dropped(context: ServiceContext, network: str = "") -> list[Dropped]:
 
     Not of networks for which a firewall's own mechanism is to be used again first.
     """
+    chains = [one for one in context.kernel.host.base_chains() if one.policy == "drop" or any(one.chains.values())]
+    if not chains:
+        return []
     records = [one for one in context.records.all() if one.phase is Phase.ATTACHED and one.driver]
     machine = context.machine(None)
     unrepaired = {
@@ -50,9 +53,6 @@ def dropped(context: ServiceContext, network: str = "") -> list[Dropped]:
         and host_link(one.result)
     ]
     if not chosen:
-        return []
-    chains = [one for one in context.kernel.host.base_chains() if one.policy == "drop" or any(one.chains.values())]
-    if not chains:
         return []
     outside = KernelFacts(context.kernel.host, None).default_link(Side.HOST)
     found = [each for record in chosen for each in _of_record(record, chains, outside)]

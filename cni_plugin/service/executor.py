@@ -164,13 +164,13 @@ def differences(
     *,
     shared: int = 0,
     known: Known | None = None,
-    below: Sequence[Operation] = (),
+    below: Callable[[], Sequence[Operation]] = tuple,
 ) -> list[Difference]:
     """What differs from what the operations have set up. What was on a link that is lost is not listed.
 
     ``later`` are the operations of plugins further on in the chain, which may have changed the same
     things. The first ``shared`` operations are shared ones; what is ``known`` of these is added to it.
-    ``below`` are others, compared elsewhere, whose links these may be on.
+    ``below`` answers others, compared elsewhere, whose links these may be on.
     """
     found = []
     for index, (_, expected) in enumerate(_adapted(operations, later)):
@@ -182,7 +182,7 @@ def differences(
             found.append(Difference(expected, sentence))
     if any(isinstance(one.operation, Lease) for one in found):
         found = [replace(one, unleased=True) for one in found]
-    return _causes(found, machine, below) if found else found
+    return _causes(found, machine, below()) if found else found
 
 
 def _causes(found: Sequence[Difference], machine: Machine, below: Sequence[Operation]) -> list[Difference]:

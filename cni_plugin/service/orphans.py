@@ -38,6 +38,9 @@ class Orphans:
     unrecorded: tuple[str, ...] = ()
 
 
+NO_ORPHANS = Orphans((), (), ())
+
+
 def orphans(context: ServiceContext) -> Orphans:
     """What has weft's mark and no record; not a link that is the master of another, which is a
     network's.
