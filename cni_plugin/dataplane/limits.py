@@ -130,12 +130,16 @@ CHAINS = (
         ),
     ),
 )
-FORWARD = (
-    *rules(f"ct status confirmed {_RESOLVED} goto isolation", "of a counted connection, to a next hop of late"),
-    Rule("iifname @limited_links jump limit_forwarded", "limits"),
-)
-"""What ``filter_forward`` does with packets that nobody has answered yet.
 
-Of a flow without replies each packet comes here: where one look-up tells that no limit has to decide
-anything, as of nearly all of them, it is the only one.
-"""
+
+def confirmed(version: int) -> tuple[Rule, ...]:
+    """The first of what ``filter_forward`` does with packets that nobody has answered yet.
+
+    Of a flow without replies each packet comes here: where one look-up tells that no limit has to decide
+    anything, as of nearly all of them, it is the only one.
+    """
+    why = "of a counted connection, to a next hop of late"
+    return rules(f"ct status confirmed {_RESOLVED} goto isolation", why, version)
+
+
+FORWARD = Rule("iifname @limited_links jump limit_forwarded", "limits")

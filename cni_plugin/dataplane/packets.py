@@ -124,8 +124,11 @@ _POLICIES = (
     ),
 )
 _METADATA6 = "ip6 daddr { fd00:ec2::23, fd00:ec2::254, fd20:ce::254 }"
-_METADATA = ("ip daddr 169.254.0.0/16", "ip daddr { 100.100.100.200, 168.63.129.16 }", _METADATA6)
-"""Compared before the link is looked up: few packets are sent there."""
+_OF_METADATA = Rule("iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false")
+_RAW_BY_LINK = (
+    Rule("udp dport 53 iifname @limited_links jump limit_dns", "limits"),
+    Rule("iifname @source_checked_links jump check_source", "ipspoofchk of ptp links, which have no bridge"),
+)
 _RAW = (
     Chain(
         "check_source",
@@ -152,21 +155,36 @@ _RAW = (
         formerly=("metadata",),
     ),
     Chain(
+        "special_destinations",
+        "IPv4 to loopback addresses, metadata services and link-local addresses",
+        (
+            Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
+            _OF_METADATA,
+        ),
+    ),
+    Chain(
+        "raw_ipv6",
+        "IPv6 before connection tracking",
+        (
+            Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
+            Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
+            Rule(f"{_METADATA6} {_OF_METADATA.text}", _OF_METADATA.why),
+            *_RAW_BY_LINK,
+        ),
+    ),
+    Chain(
         "raw_prerouting",
         "before connection tracking: loopback addresses, forged sources, metadata services",
         (
             Rule(f"{overlay.PACKET} goto overlay_outer", "VXLAN of an overlay network"),
             Rule('iif "lo" accept', "packets between this host's own processes"),
-            Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
-            Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
-            Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
-            Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
-            Rule("udp dport 53 iifname @limited_links jump limit_dns", "limits"),
-            Rule("iifname @source_checked_links jump check_source", "ipspoofchk of ptp links, which have no bridge"),
-            *(
-                Rule(f"{each} iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false")
-                for each in _METADATA
+            Rule("meta nfproto ipv6 goto raw_ipv6", "the same for IPv6"),
+            Rule(
+                "ip daddr { 100.100.100.200, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16 } jump special_destinations",
+                "few packets are sent there: one look-up for all",
             ),
+            Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
+            *_RAW_BY_LINK,
         ),
         hook="prerouting",
         priority="raw",
@@ -178,6 +196,47 @@ EXPECTED = Rule(
     "a connection that a helper expects, which an administrator has set up",
 )
 _FROM_PEER = Rule('iifname "wvx*" iifname @overlay_links goto intra_network', "from a peer of an overlay network")
+_ISOLATED_ROUTED = Rule(
+    "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
+    "isolation routed: open to the outside, not to containers of other networks",
+)
+
+
+def _isolation(version: int) -> tuple[Rule, ...]:
+    """What a network may reach by a link that is not closed."""
+    return (
+        *rules(
+            "{ip} daddr @direct_closed{v} goto published_or_intra_network", "isolation closed, by the uplink", version
+        ),
+        *rules(
+            "{ip} daddr @direct_routed{v} iifname @closed_or_routed_links goto published_or_intra_network",
+            "isolation routed, by the uplink",
+            version,
+        ),
+        _ISOLATED_ROUTED,
+    )
+
+
+def _unanswered(version: int) -> tuple[Rule, ...]:
+    """What is done with packets of connections that nobody has answered yet."""
+    return (
+        *rules(
+            "oifname . {ip} daddr @ingress_policy{v} jump ingress_policy",
+            "to a container with an ingressPolicy",
+            version,
+        ),
+        *rules(
+            "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable",
+            "from a container with ipMasq",
+            version,
+        ),
+        *limits.confirmed(version),
+        _FROM_PEER,
+        limits.FORWARD,
+        Rule("goto isolation", "networks"),
+    )
+
+
 _FORWARD = (
     Chain(
         "intra_network",
@@ -207,21 +266,15 @@ _FORWARD = (
             Rule("drop", "would leave this host with the container's address"),
         ),
     ),
+    Chain("isolation_ipv6", "which networks may open IPv6 connections to which", _isolation(6)),
     Chain(
         "isolation",
         "which networks may open connections to which",
         (
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
-            *rules("{ip} daddr @direct_closed{v} goto published_or_intra_network", "isolation closed, by the uplink"),
-            *rules(
-                "{ip} daddr @direct_routed{v} iifname @closed_or_routed_links goto published_or_intra_network",
-                "isolation routed, by the uplink",
-            ),
-            Rule(
-                "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
-                "isolation routed: open to the outside, not to containers of other networks",
-            ),
+            Rule("meta nfproto ipv6 goto isolation_ipv6", "the same for IPv6"),
+            *_isolation(4),
         ),
     ),
     Chain(
@@ -251,6 +304,7 @@ _FORWARD = (
         ),
         formerly=("separate",),
     ),
+    Chain("forward_ipv6", "IPv6 of connections that nobody has answered yet", _unanswered(6)),
     Chain(
         "filter_forward",
         "what this host forwards: the uplink's scheduler, ingressPolicy of single containers, limits, isolation",
@@ -258,15 +312,8 @@ _FORWARD = (
             *uplink.FORWARD,
             Rule("ct state established accept", "only new connections are judged"),
             Rule("ct state related goto related_packets", "and what may be about a connection of others"),
-            *rules(
-                "oifname . {ip} daddr @ingress_policy{v} jump ingress_policy", "to a container with an ingressPolicy"
-            ),
-            *rules(
-                "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
-            ),
-            _FROM_PEER,
-            *limits.FORWARD,
-            Rule("goto isolation", "networks"),
+            Rule("meta nfproto ipv6 goto forward_ipv6", "the same for IPv6"),
+            *_unanswered(4),
         ),
         hook="forward",
         priority="filter",

@@ -283,9 +283,11 @@ def families(text: str) -> tuple[str, str]:
     return first, second
 
 
-def rules(text: str, why: str) -> tuple[Rule, ...]:
-    """A rule for each family; see :func:`families`."""
-    return tuple(Rule(one, because) for one, because in zip(families(text), families(why), strict=True))
+def rules(text: str, why: str, *versions: int) -> tuple[Rule, ...]:
+    """A rule for each IP version, or some; see :func:`families`."""
+    found = {4: 0, 6: 1}
+    both = tuple(Rule(one, because) for one, because in zip(families(text), families(why), strict=True))
+    return tuple(both[found[version]] for version in versions or (4, 6))
 
 
 def sets(
