@@ -37,6 +37,7 @@ T = TypeVar("T")
 _STAMP = "stamp"
 _STAMP_COMMENT = "fingerprint of this ruleset, by which weft notices changes; no packet comes here"
 _ATTEMPTS = 5  # of a transaction that another process's came before
+_SURVEYS = 20  # of which others' transactions may disturb all but the last
 _LAST_GENERATION = 0xFFFFFFFF  # after which the kernel counts from 1 again
 
 
@@ -104,7 +105,7 @@ class Nft:
         """
         self._tables, self._shapes = tables, tables.shapes
         sentence: str | None = None
-        for _ in range(_ATTEMPTS):
+        for _ in range(_SURVEYS):
             generation, found = self._look()
             if found is not None and outdated(tables, {shape.name: shape for shape, _ in found.sets}):
                 self.install(tables)
