@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,7 +68,7 @@ def collect(context: ServiceContext, request: Request) -> None:
             continue
         if (attachment.container, attachment.interface) not in valid and record.made < started:
             _detach(context, record, swept)
-    sweep(context, swept)
+    sweep(context, swept, request.config.name, valid)
     _free_leases(context, request, valid, swept)
     if not any(record.attachment.network == request.config.name for record in context.records.all()):
         with contextlib.suppress(Busy):
@@ -123,13 +123,15 @@ def _record(context: ServiceContext, attachment: Attachment, started: float, err
     events.record(context.host.run, "del", fields | events.outcome(started, context.caller, errors))
 
 
-def sweep(context: ServiceContext, swept: Swept) -> None:
-    """Remove what has weft's mark and no record: links, elements, stale lock files, unfinished records."""
-    found = orphans(context.reading_once())
+def sweep(context: ServiceContext, swept: Swept, ended: str = "", valid: Set[tuple[str, str]] = frozenset()) -> None:
+    """Remove what has weft's mark and no record: links, elements, stale lock files, unfinished records. ``ended`` and
+    ``valid`` as for ``orphans``.
+    """
+    found = orphans(context.reading_once(), ended, valid)
     _sweep_links(context, found.links, swept)
     if found.links:
         # A bridge is an orphan only once its ports are deleted.
-        _sweep_links(context, orphans(context.reading_once()).links, swept)
+        _sweep_links(context, orphans(context.reading_once(), ended, valid).links, swept)
     for mark in dict.fromkeys(identity.mark_digest(element.mark) for element in found.elements):
         marked = [element for element in found.elements if identity.mark_digest(element.mark) == mark]
         _unless_recorded(context, mark, partial(_delete_elements, context, marked, swept))

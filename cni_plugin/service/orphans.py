@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from cni_plugin.ops import Elements
@@ -19,7 +19,7 @@ from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.removal import is_kept
 from weft import identity
 from weft.errors import KernelLacks, Missing
-from weft.kernel.values import Element
+from weft.kernel.values import Element, Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,12 @@ class Orphans:
 NO_ORPHANS = Orphans((), (), ())
 
 
-def orphans(context: ServiceContext) -> Orphans:
+def orphans(context: ServiceContext, ended: str = "", valid: Set[tuple[str, str]] = frozenset()) -> Orphans:
     """What has weft's mark and no record; not a link that is the master of another, which is a
     network's.
+
+    Of the network ``ended`` the runtime has said which containers and interfaces are ``valid``: no other is
+    taken for one whose container runs.
     """
     all_links = context.kernel.host.links()
     masters = {link.master for link in all_links}
@@ -53,8 +56,9 @@ def orphans(context: ServiceContext) -> Orphans:
     known = context.records.digests() | _shared_digests(context)
     unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
     running = cached_attachments(context) if unknown else {}
-    # Where this host is itself a container of another one, its own link has that one's mark.
-    given = context.kernel.host.links_put_here() if unknown else frozenset()
+    for digest, name in _with_containers(links):
+        if digest in unknown and not _is_ended(name, ended, valid):
+            running.setdefault(digest, name)
     unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
     elements = [
         element
@@ -69,13 +73,33 @@ def orphans(context: ServiceContext) -> Orphans:
         tuple(
             link.name
             for link in links
-            if identity.mark_digest(link.alias) in unknown - running.keys() and link.name not in given
+            if identity.mark_digest(link.alias) in unknown - running.keys()
+            # Where this host is itself a container of another one, its own link has that one's mark. And without
+            # the record of a network, which links are the network's is not known.
+            and (link.kind == "veth" or not (link.elsewhere or unrecorded))
         ),
         tuple(elements),
         stray_files(context),
         tuple(mark for mark in rules if identity.mark_digest(mark) not in known),
         unrecorded,
     )
+
+
+def _with_containers(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
+    """The digests and names of attachments whose veth pair leads to another namespace: the kernel deletes the
+    pair with that namespace, so that it lives.
+    """
+    for link in links:
+        if link.kind == "veth" and link.elsewhere:
+            digest = identity.mark_digest(link.alias)
+            yield digest, link.alias.removeprefix(f"weft:{digest}:")
+
+
+def _is_ended(name: str, network: str, valid: Set[tuple[str, str]]) -> bool:
+    """Whether an attachment, by its name, is of that network and none of the valid ones."""
+    attached, _, of_network = name.rpartition(" on ")
+    container, _, interface = attached.rpartition("/")
+    return of_network == network and (container, interface) not in valid
 
 
 def stray_files(context: ServiceContext) -> tuple[str, ...]:

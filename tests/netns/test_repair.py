@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.networks import attachments, repairs
 from cni_plugin.ops.operation import LinkRef
 from cni_plugin.service import shared
+from cni_plugin.service.gc import collect_stale
 from lab import namespaces
 from lab.cases import CASES, Case
 from lab.commands import Outcome, run
@@ -96,6 +98,24 @@ def test_every_link_that_is_deleted_is_made_again(host: Host, case: Case) -> Non
             assert at_last(changes) == [], name
     assert ground.delete().ok
     assert ground.finish() == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gc_leaves_what_runs_without_a_record(host: Host, case: Case) -> None:
+    """Of every driver and feature, while /run/weft is lost: host and container are as they were."""
+    ground = Ground(host, case)
+    answer = ground.add()
+    assert answer.ok, answer
+    before = _both(ground)
+    shutil.rmtree("/run/weft")
+    with contextlib.closing(LinuxKernel(TABLES)) as kernel:
+        service = ground.weft.service(kernel)
+        service.records.prepare()
+        assert collect_stale(service).errors == []
+    pairs = zip(before, _both(ground), strict=True)
+    assert steady([line for was, now in pairs for line in difference(was, now)]) == []
+    assert ground.delete().ok
+    ground.finish()
 
 
 def _attached(weft: Weft, container: str) -> dict[str, Any]:

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 from cni_plugin.service import holders
+from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import collect_stale, free_leases
-from cni_plugin.service.orphans import orphans
+from cni_plugin.service.orphans import NO_ORPHANS, orphans
 from ipam.ranges import Pool
 from lab.calls import Weft
 from lab.cases import Conf, conf, pool
 from weft import identity
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.kernel.interface import VethPeer
 from weft.kernel.values import Neighbour
 from weft.types import Attachment
 
@@ -206,20 +208,66 @@ def test_gc_keeps_an_attachment_whose_namespace_lost_its_mount(node: Node) -> No
     assert sorted(node.leases().values()) == ["c1", "c3", "c4", "c5"]
 
 
-def test_gc_leaves_a_running_container_whose_record_is_lost(node: Node) -> None:
-    """libcni has cached the result of an ADD that succeeded; a killed ADD left none."""
+def _host_links(node: Node) -> set[str]:
+    return {link.name for link in node.kernel.host.links() if link.name.startswith("veth")}
+
+
+def _without_records(node: Node) -> tuple[Conf, dict[str, str], ServiceContext]:
+    """A network of five running containers, the host's link of each, and what is there without /run/weft."""
     network = node.network() | {"ipMasq": True}
     node.fill(network)
+    names = {
+        f"c{number}": identity.host_link(Attachment("red", f"c{number}", "eth0", "weft")) for number in range(1, 6)
+    }
+    assert _host_links(node) == set(names.values())
     shutil.rmtree(node.folder / "run")
-    node.cached("c1", "/run/netns/c1")
-    node.cached("c2", "/run/netns/gone")
     service = node.service(node.kernel)
     service.records.prepare()
-    kept = identity.host_link(Attachment("red", "c1", "eth0", "weft"))
-    assert orphans(service).unrecorded == ("c1/eth0 on red",)
+    return network, names, service
+
+
+def test_gc_leaves_running_containers_whose_records_are_lost(node: Node) -> None:
+    """The kernel deletes a pair of links with the namespace that one of them is in: while it is there, so is the
+    container.
+    """
+    network, names, service = _without_records(node)
+    node.kernel.remove("/run/netns/c2")
+    assert orphans(service).unrecorded == tuple(f"c{number}/eth0 on red" for number in (1, 3, 4, 5))
     swept = collect_stale(service)
-    assert [link.name for link in node.kernel.host.links() if link.name.startswith("veth")] == [kept]
-    assert not any(one.startswith("masquerade") for one in swept.leftovers)
-    assert node.unheld() == ["c2", "c3", "c4", "c5"]
+    assert _host_links(node) == set(names.values()) - {names["c2"]} and not swept.errors
+    assert not any(one.startswith(("masquerade", "link")) for one in swept.leftovers)
+    assert node.unheld() == ["c2"]
+    for number in (1, 3, 4, 5):
+        node.delete(network, f"/run/netns/c{number}", f"c{number}")
+    assert "link b0" in collect_stale(service).leftovers
+    assert node.leases() == {} and orphans(service) == NO_ORPHANS
+
+
+def test_gc_leaves_a_running_container_that_libcni_knows(node: Node) -> None:
+    """Its link may have been deleted by hand: what else is its stays."""
+    network, names, service = _without_records(node)
+    node.cached("c1", "/run/netns/c1")
+    for number in range(2, 6):
+        node.kernel.remove(f"/run/netns/c{number}")
+    node.kernel.host.delete_link(names["c1"])
+    assert orphans(service).unrecorded == ("c1/eth0 on red",)
+    assert not any(one.startswith("masquerade") for one in collect_stale(service).leftovers)
     node.delete(network, "/run/netns/c1")
-    assert node.leases() == {} and orphans(service).unrecorded == ()
+    assert orphans(service).unrecorded == ()
+
+
+def test_of_a_network_that_a_runtime_collects_it_says_which_run(node: Node) -> None:
+    network, names, service = _without_records(node)
+    node.collect({**network, "name": "blue"})
+    assert _host_links(node) == set(names.values())
+    node.collect(network, ("c1", "eth0"))
+    assert _host_links(node) == {names["c1"]}
+    assert orphans(service).unrecorded == ("c1/eth0 on red",)
+
+
+def test_a_marked_pair_on_this_host_is_no_containers(node: Node) -> None:
+    mark = identity.attachment_mark(Attachment("red", "c1", "eth0", "weft"))
+    node.kernel.host.add_link("veth0123456789", "veth", alias=f"{mark}:c1/eth0 on red", peer=VethPeer("eth0"))
+    service = node.service(node.kernel)
+    service.records.prepare()
+    assert collect_stale(service).leftovers == ["link veth0123456789"]

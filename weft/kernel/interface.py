@@ -79,11 +79,6 @@ class Namespace(Protocol):
     def links(self) -> tuple[Link, ...]:
         """All links. *Equivalent to:* ``ip -d link show``."""
 
-    def links_put_here(self) -> frozenset[str]:
-        """The names of links, other than veth links, on a link of another namespace: who made them there has
-        put them here. *Equivalent to:* ``ip -d link show``, those with a link-netnsid.
-        """
-
     def ports(self, master: str) -> tuple[Link, ...]:
         """The links whose master is that bridge or VRF: the kernel chooses them. Raises Missing.
 

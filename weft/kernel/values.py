@@ -13,7 +13,8 @@ from weft.types import Address, Route, Subnet
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link as RTM_GETLINK returns it. ``peer_index`` is the ifindex of a veth's peer, or 0.
+    """A link as RTM_GETLINK returns it. ``peer_index`` is the ifindex of a veth's peer, or 0; ``elsewhere`` says that
+    the peer, or the link that it is on, is in another namespace (link-netnsid).
 
     ``options`` are the kind's attributes (IFLA_INFO_DATA) under pyroute2's names
     (``br_vlan_filtering``, ``macvlan_mode``, ``vlan_id`` …), ``port`` a bridge port's
@@ -36,6 +37,7 @@ class Link:
     all_multicast: bool = False
     queue_length: int = 0
     group: int = 0
+    elsewhere: bool = False
     options: Mapping[str, int | str] = field(default_factory=dict)
     port: Mapping[str, int] = field(default_factory=dict)
     sysctls: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)

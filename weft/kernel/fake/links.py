@@ -195,6 +195,7 @@ class FakeLink:
             all_multicast=self.all_multicast,
             queue_length=self.queue_length,
             group=self.group,
+            elsewhere=any(one is not None and one.namespace is not self.namespace for one in (self.peer, self.parent)),
             options=dict(self.options),
             port=dict(self.port),
         )

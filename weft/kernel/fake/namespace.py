@@ -78,11 +78,6 @@ class FakeNamespace(FakeForwarding):
         self.kernel.called("links")
         return tuple(sorted((link.to_link() for link in self.links_by_name.values()), key=lambda link: link.index))
 
-    def links_put_here(self) -> frozenset[str]:
-        self.kernel.called("links_put_here")
-        every = self.links_by_name.values()
-        return frozenset(one.name for one in every if one.parent is not None and one.parent.namespace is not self)
-
     def ports(self, master: str) -> tuple[Link, ...]:
         self.kernel.called("ports")
         self.existing(master, f"list the ports of {master}")

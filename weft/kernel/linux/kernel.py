@@ -135,9 +135,6 @@ class LinuxNamespace:
     def links(self) -> tuple[Link, ...]:
         return links.list_links(self._socket)
 
-    def links_put_here(self) -> frozenset[str]:
-        return links.list_put_here(self._socket)
-
     def ports(self, master: str) -> tuple[Link, ...]:
         return links.list_ports(self._socket, master)
 

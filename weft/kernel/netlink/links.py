@@ -140,19 +140,6 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
 
 
 @parses_answer
-def list_put_here(socket: RouteSocket) -> frozenset[str]:
-    """The names of the links, other than veth links, whose lower link is in another namespace."""
-    messages = socket.dump(Request(RTM_GETLINK, 0, "list the links", _ANY_LINK))
-    found = (parse(message, _ATTRIBUTES) for message in messages)
-    return frozenset(
-        get_string(each, IFLA_IFNAME)
-        for each in found
-        if IFLA_LINK_NETNSID in each
-        and get_string(parse(each.get(IFLA_LINKINFO, b"")), IFLA_INFO_KIND) not in ("", "veth")
-    )
-
-
-@parses_answer
 def list_ports(socket: RouteSocket, master: str) -> tuple[Link, ...]:
     """The links of one master, in the order of their indexes."""
     number = index(socket, master, f"list the ports of {master}")
@@ -200,6 +187,7 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
         all_multicast=bool(flags & IFF_ALLMULTI),
         queue_length=get_int(found, IFLA_TXQLEN),
         group=get_int(found, IFLA_GROUP),
+        elsewhere=IFLA_LINK_NETNSID in found,
         options=LinkOptions(kind, info[IFLA_INFO_DATA]) if IFLA_INFO_DATA in info else {},
         port=LinkOptions(_PORT, info.get(IFLA_INFO_SLAVE_DATA, b"")) if is_port else {},
         sysctls=LinkSettings(found.get(IFLA_AF_SPEC, b"")),
