@@ -79,6 +79,9 @@ def test_a_packet_meets_few_chains_and_lookups() -> None:
     # Packets of answered connections meet no more than the scheduler's.
     rules = [rule.text for rule in next(one.rules for one in packets.TABLE.chains if one.name == "filter_forward")]
     assert rules.index("ct state established accept") == 2
+    for name in ("raw_prerouting", "filter_forward", "isolation"):
+        [chain] = [one for one in packets.TABLE.chains if one.name == name]
+        assert not [rule.text for rule in chain.rules if "ip6 " in rule.text], "IPv4 packets would be compared twice"
 
 
 def test_types_of_sets_and_maps() -> None:
