@@ -98,3 +98,17 @@ def test_etcd_is_a_unit_of_systemd(hosts: tuple[BootedHost, BootedHost]) -> None
     assert kept(two)
     two.weft("cluster", "leave", "--last")
     assert states(two)[:1] == ("not-found",) and states(two)[2:] == ("inactive", "active")
+
+
+@pytest.mark.long
+def test_an_agent_starts_once_its_configuration_is_corrected(hosts: tuple[BootedHost, BootedHost]) -> None:
+    """systemd gives up a service that ends five times in ten seconds."""
+    one, _ = hosts
+    configuration = one.path("/etc/weft/weft.toml")
+    before = configuration.read_text()
+    configuration.write_text("[agent]\nnode = 5\n")
+    one.run("systemctl", "restart", AGENT, check=False)
+    until(lambda: int(one.property(AGENT, "NRestarts")) > 5, PATIENTLY, "six starts")
+    assert "node" in journal(one)
+    configuration.write_text(before)
+    until(lambda: one.systemctl("is-active", AGENT).stdout.strip() == "active", 15, lambda: journal(one))
