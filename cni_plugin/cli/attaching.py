@@ -27,6 +27,7 @@ from cni_plugin.ops import PoolLease
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import raise_all
+from cni_plugin.service.orphans import orphans
 from weft.errors import Conflict, NamespaceProblem, UnknownContainer, WeftError
 from weft.types import Result
 
@@ -278,10 +279,17 @@ def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -
 
 
 def _detach_foreign(tool: Tool, network: str, who: str, container: str, ifname: str) -> None:
-    """Detach from a network of foreign plugins only, of which weft has no records: calls their DEL."""
+    """Detach where there is no record: from a network of foreign plugins only, or a running container whose
+    record is lost. Calls the plugins' DEL.
+    """
     known = tool.network(network)
-    if any(implemented(plugin) for plugin in known.types):
-        raise UnknownContainer(f"{container or who} is not attached to {network}", hint="see weft ps")
+    unknown = UnknownContainer(f"{container or who} is not attached to {network}", hint="see weft ps")
+    own = any(implemented(plugin) for plugin in known.types)
+    lost = orphans(tool.service).unrecorded if own else ()
+    if own and not lost:
+        raise unknown
     endpoint = target(tool.service, who, container, ifname or "eth0")
+    if own and f"{endpoint.container}/{endpoint.interface} on {network}" not in lost:
+        raise unknown
     Chain(tool.service, known, endpoint, tool.path).delete(None)
     say(f"{endpoint.container}/{endpoint.interface}")

@@ -99,7 +99,7 @@ def of_leftovers(context: ServiceContext, found: Orphans, networks: Sequence[Net
         text = element_text(element)
         yield Finding(f"nftables element {text} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for name in found.unrecorded:
-        yield Finding(f"{name} runs, but its record is lost, with /run/weft", NoCommand(_RESTART))
+        yield Finding(f"{name} runs, but its record is lost, with /run/weft", _BY_HAND)
     for mark in found.rules:
         yield Finding(f"iptables rules with the comment {mark} belong to no network", _GC, FixedBy.GC)
     for path in found.files:

@@ -180,6 +180,39 @@ def test_foreign_plugins_of_a_list_are_executed(host: Host, weft: Weft, tmp_path
     assert weft("ps", "-q").stdout == ""
 
 
+def test_a_container_whose_record_is_lost_is_detached(host: Host, weft: Weft) -> None:
+    """What it publishes, its address and its link; gc and the neighbour leave each other alone."""
+    before = host.snapshot()
+    for name in ("c1", "c2"):
+        host.container(name)
+    weft("network", "create", "blue", "--subnet", "10.7.0.0/24")
+    weft("attach", "blue", "c1", "-p", "8080:80/tcp")
+    weft("attach", "blue", "c2")
+    shutil.rmtree("/run/weft")
+    assert weft("gc").stdout == "nothing to remove\n"
+    host.serve_tcp("c1", 80)
+    assert host.ping("c1", "10.7.0.3") and host.fetch(None, "127.0.0.1", 8080) is not None
+    found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
+    assert len(found) == 2 and all("record is lost" in one["what"] for one in found)
+    assert weft("detach", "blue", "c3", check=False).code
+    assert weft("detach", "blue", "c1").stdout == "weft-c1/eth0\n"
+    assert host.fetch(None, "127.0.0.1", 8080) is None and host.ping("c2", "10.7.0.1")
+    assert weft("detach", "blue", "c1", check=False).code
+    weft("attach", "blue", "c1")
+    assert host.ping("c1", "10.7.0.3")
+    for name in ("c1", "c2"):
+        weft("detach", "blue", name)
+    weft("gc")
+    changes = [line for line in host.changes(before) if "net/ipv4/ip_forward" not in line and "forwarding" not in line]
+    assert changes == []
+
+
+def test_an_invalid_configuration_is_a_finding(host: Host, weft: Weft) -> None:
+    host.configure("[agent]\nnode = 5\n")
+    found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
+    assert [one["what"] for one in found] == ["/etc/weft/weft.toml: agent.node 5 must be a string"]
+
+
 def test_host_features_are_probed_without_changes(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     said = weft("doctor", "--json")
