@@ -83,6 +83,19 @@ def certificates() -> tuple[str, ...]:
     return tuple(filter(None, (tls.certificate, tls.ca))) if tls is not None else ()
 
 
+def configuration_problem() -> WeftError | None:
+    """Why the agent's configuration cannot be used; a running agent has the former one."""
+    if not os.path.exists(configuration.path()):
+        return None
+    from cni_plugin.agent import settings  # imports much of the agent
+
+    try:
+        settings.read()
+    except WeftError as error:
+        return error
+    return None
+
+
 def virtual_addresses_in_kernel() -> int:
     """How many virtual addresses the kernel serves, also while no agent runs; 0 where it may not be
     asked.

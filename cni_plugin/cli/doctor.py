@@ -123,9 +123,12 @@ def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
 
 
 def _of_agent() -> Iterator[Finding]:
-    """Daemons of another release or installation, what the agent says of the cluster, such as clocks that differ, and
-    an agent that nothing starts again after a reboot.
+    """An invalid configuration, daemons of another release or installation, what the agent says of the cluster, such
+    as clocks that differ, and an agent that nothing starts again after a reboot.
     """
+    invalid = agents.configuration_problem()
+    if invalid is not None:
+        yield Finding(invalid.message, NoCommand(invalid.hint or "correct the file: it is read at the agent's start"))
     agent = agents.running()
     if agent is not None and agent.report is not None and agent.report.version != __version__:
         yield Finding(
