@@ -168,8 +168,8 @@ _RAW = (
         (
             Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
             Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
-            Rule(f"{_METADATA6} {_OF_METADATA.text}", _OF_METADATA.why),
             *_RAW_BY_LINK,
+            Rule(f"{_METADATA6} {_OF_METADATA.text}", _OF_METADATA.why),
         ),
     ),
     Chain(

@@ -84,6 +84,17 @@ def test_a_packet_meets_few_chains_and_lookups() -> None:
         assert not [rule.text for rule in chain.rules if "ip6 " in rule.text], "IPv4 packets would be compared twice"
 
 
+def test_metadata_services_are_compared_last() -> None:
+    """A return from ``block_metadata``, as for DNS, leads out of a chain that went there: no check may follow."""
+    [chain] = [one for one in packets.TABLE.chains if one.name == "raw_ipv6"]
+    texts = [rule.text for rule in chain.rules]
+    assert [text.endswith("goto block_metadata") for text in texts] == [False] * (len(texts) - 1) + [True]
+    calls = [
+        rule.text for one in packets.TABLE.chains for rule in one.rules if rule.text.endswith("special_destinations")
+    ]
+    assert len(calls) == 1 and " jump " in calls[0]
+
+
 def test_types_of_sets_and_maps() -> None:
     assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
     assert SHAPES["masquerade_exempt6"] == Shape("masquerade_exempt6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
