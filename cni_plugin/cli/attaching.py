@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 
@@ -234,9 +235,8 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
     network = tool.network_name(network)
     found = _attached(tool, network, who, container, ifname)
     if not found:
-        if not network:
-            raise UnknownContainer(f"{container or who} is not attached", hint="see weft ps")
-        _detach_foreign(tool, network, who, container, ifname)
+        names = _detach_unrecorded(tool, network, who, container, ifname)
+        _say_names(names, json_output)
         return
     errors: list[WeftError] = []
     for one in found:
@@ -251,7 +251,10 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
                 errors.append(error)
         attachments.detach(tool.service, one)
     raise_all(errors)
-    names = [f"{one.container}/{one.interface}" for one in found]
+    _say_names([f"{one.container}/{one.interface}" for one in found], json_output)
+
+
+def _say_names(names: list[str], json_output: bool) -> None:
     if json_output:
         as_json(names)
     else:
@@ -278,18 +281,29 @@ def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -
     ]
 
 
-def _detach_foreign(tool: Tool, network: str, who: str, container: str, ifname: str) -> None:
-    """Detach where there is no record: from a network of foreign plugins only, or a running container whose
-    record is lost. Calls the plugins' DEL.
+def _detach_unrecorded(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[str]:
+    """Detach where there is no record, by the plugins' DEL: from a network of foreign plugins only, or running
+    containers whose records are lost. The containers with their interfaces.
     """
-    known = tool.network(network)
-    unknown = UnknownContainer(f"{container or who} is not attached to {network}", hint="see weft ps")
-    own = any(implemented(plugin) for plugin in known.types)
-    lost = orphans(tool.service).unrecorded if own else ()
-    if own and not lost:
-        raise unknown
-    endpoint = target(tool.service, who, container, ifname or "eth0")
-    if own and f"{endpoint.container}/{endpoint.interface} on {network}" not in lost:
-        raise unknown
-    Chain(tool.service, known, endpoint, tool.path).delete(None)
-    say(f"{endpoint.container}/{endpoint.interface}")
+    known = tool.network(network) if network else None
+    if known is not None and not any(implemented(plugin) for plugin in known.types):
+        endpoint = target(tool.service, who, container, ifname or "eth0")
+        Chain(tool.service, known, endpoint, tool.path).delete(None)
+        return [f"{endpoint.container}/{endpoint.interface}"]
+    ids = {container} if container else {who, container_of(who)}
+    path = ""
+    with contextlib.suppress(NamespaceProblem):
+        path = namespace_path(tool.service, who)
+    names = []
+    for name in orphans(tool.service).unrecorded:
+        attached, _, of_network = name.rpartition(" on ")
+        there, _, interface = attached.rpartition("/")
+        lost = tool.network_if_known(of_network)
+        if there in ids and network in ("", of_network) and ifname in ("", interface) and lost is not None:
+            # Without the path of its namespace, the container's link goes with the host's.
+            Chain(tool.service, lost, Target(there, path, interface), tool.path).delete(None)
+            names.append(attached)
+    if not names:
+        on = f" to {network}" if network else ""
+        raise UnknownContainer(f"{container or who} is not attached{on}", hint="see weft ps")
+    return names

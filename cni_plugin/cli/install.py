@@ -16,6 +16,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.entry import installation, units
 from cni_plugin.plan import modules
 from cni_plugin.service.gc import collect_stale
+from cni_plugin.service.orphans import orphans
 from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import BadOption, InUse
 
@@ -106,6 +107,7 @@ def uninstall(tool: Tool, folders: tuple[str, ...], keep: bool, json_output: boo
     """
     tool.prepare_to("remove weft")
     attachments = [str(record.attachment) for record in tool.service.records.all()]
+    attachments += orphans(tool.service).unrecorded  # their records are lost
     if attachments and not keep:
         raise InUse(
             f"{count(len(attachments), 'attachment')}: {', '.join(attachments[:5])}{', …' * (len(attachments) > 5)}",

@@ -70,7 +70,8 @@ def collect(context: ServiceContext, request: Request) -> None:
             _detach(context, record, swept)
     sweep(context, swept, request.config.name, valid)
     _free_leases(context, request, valid, swept)
-    if not any(record.attachment.network == request.config.name for record in context.records.all()):
+    # The record of a valid attachment may be lost.
+    if not valid and not any(record.attachment.network == request.config.name for record in context.records.all()):
         with contextlib.suppress(Busy):
             remove_network(context, request.config.name, timeout=1.0)
     raise_all(swept.errors)

@@ -8,18 +8,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
+from cni_plugin.plan import modules
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.holders import Holders, cached_attachments
 from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.removal import is_kept
+from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
 from weft.errors import KernelLacks, Missing
 from weft.kernel.values import Element, Link
+from weft.types import Attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,11 @@ def orphans(context: ServiceContext, ended: str = "", valid: Set[tuple[str, str]
     rules = sorted({mark for chain in context.kernel.host.firewalls().user_chains for mark in chain.marks})
     known = context.records.digests() | _shared_digests(context)
     unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
-    running = cached_attachments(context) if unknown else {}
-    for digest, name in _with_containers(links):
-        if digest in unknown and not _is_ended(name, ended, valid):
-            running.setdefault(digest, name)
-    unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
+    if unknown:  # the record of a network may be lost: what its attachments have recorded is the network's as well
+        known |= {digest for record in context.records.all() for digest in mark_digests(record.shared)}
+        unknown -= known
+    running = _running(context, links, unknown, ended, valid) if unknown else {}
+    unrecorded = tuple(sorted(set(running.values())))
     elements = [
         element
         for name, digests in marked.items()
@@ -73,10 +77,7 @@ def orphans(context: ServiceContext, ended: str = "", valid: Set[tuple[str, str]
         tuple(
             link.name
             for link in links
-            if identity.mark_digest(link.alias) in unknown - running.keys()
-            # Where this host is itself a container of another one, its own link has that one's mark. And without
-            # the record of a network, which links are the network's is not known.
-            and (link.kind == "veth" or not (link.elsewhere or unrecorded))
+            if identity.mark_digest(link.alias) in unknown - running.keys() and _is_removable(link, bool(unrecorded))
         ),
         tuple(elements),
         stray_files(context),
@@ -85,21 +86,58 @@ def orphans(context: ServiceContext, ended: str = "", valid: Set[tuple[str, str]
     )
 
 
-def _with_containers(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
-    """The digests and names of attachments whose veth pair leads to another namespace: the kernel deletes the
-    pair with that namespace, so that it lives.
+def _is_removable(link: Link, anything_lost: bool) -> bool:
+    """Whether a link without a record is certainly not in use.
+
+    Where this host is itself a container of another one, its own link has that one's mark. And while records of
+    running containers are lost, which links are a network's (the pair of a VLAN's gateway) is not known.
     """
+    if link.kind == "veth":
+        return not anything_lost or _named(link.alias) is not None
+    return not (link.elsewhere or anything_lost)
+
+
+def _running(
+    context: ServiceContext, links: Iterable[Link], unknown: Set[str], ended: str, valid: Set[tuple[str, str]]
+) -> dict[str, str]:
+    """The attachments whose records are lost and whose containers run, by those of the digests that are theirs: of
+    what libcni has cached, of the pairs that lead to other namespaces, and of other plugins in the same chain.
+    """
+    found = {digest: name for digest, name in cached_attachments(context).items() if digest in unknown}
+    attached = {(one.network, one.container, one.interface) for one in _recorded(context)}
     for link in links:
-        if link.kind == "veth" and link.elsewhere:
-            digest = identity.mark_digest(link.alias)
-            yield digest, link.alias.removeprefix(f"weft:{digest}:")
+        name = _named(link.alias) if link.kind == "veth" and link.elsewhere else None
+        if name is not None and (name[0] != ended or name[1:] in valid):
+            attached.add(name)
+            if (digest := identity.mark_digest(link.alias)) in unknown:
+                found.setdefault(digest, str(Attachment(*name, "")))
+    for network, container, interface in attached:
+        for plugin in (OWN_NAME, *modules.drivers(), *modules.plugins()):
+            one = Attachment(network, container, interface, plugin)
+            if (digest := identity.attachment_digest(one)) in unknown:
+                found.setdefault(digest, str(one))
+    return found
 
 
-def _is_ended(name: str, network: str, valid: Set[tuple[str, str]]) -> bool:
-    """Whether an attachment, by its name, is of that network and none of the valid ones."""
-    attached, _, of_network = name.rpartition(" on ")
-    container, _, interface = attached.rpartition("/")
-    return of_network == network and (container, interface) not in valid
+def _recorded(context: ServiceContext) -> Iterator[Attachment]:
+    return (record.attachment for record in context.records.all())
+
+
+_NAME = re.compile(r"weft:[0-9a-f]{16}:([^/ ]+)/([^/ ]+) on ([^/ ]+)")
+
+
+def _named(alias: str) -> tuple[str, str, str] | None:
+    """The network, container and interface that the link of an attachment has in its alias, None for others."""
+    found = _NAME.fullmatch(alias)
+    return (found[3], found[1], found[2]) if found else None
+
+
+def in_use_unrecorded(context: ServiceContext, networks: Set[str]) -> set[str]:
+    """Those networks that a running container is attached to whose record is lost."""
+    names = (_named(one.alias) for one in context.kernel.host.links() if one.kind == "veth" and one.elsewhere)
+    found = {name[0] for name in names if name is not None}
+    found |= {name.rpartition(" on ")[2] for name in cached_attachments(context).values()}
+    return found & networks
 
 
 def stray_files(context: ServiceContext) -> tuple[str, ...]:
@@ -139,7 +177,9 @@ def unused_networks(context: ServiceContext) -> list[str]:
     """Networks that have a record and no attachment, but those that this host is to have all the same."""
     used = {record.attachment.network for record in context.records.all()}
     unused = (record for record in context.records.networks() if record.network not in used)
-    return [record.network for record in unused if not is_kept(record.shared)]
+    found = [record.network for record in unused if not is_kept(record.shared)]
+    in_use = in_use_unrecorded(context, set(found)) if found else set()
+    return [network for network in found if network not in in_use]
 
 
 def marked_elements(context: ServiceContext, *names: str) -> Iterator[Element]:

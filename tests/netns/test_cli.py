@@ -194,14 +194,16 @@ def test_a_container_whose_record_is_lost_is_detached(host: Host, weft: Weft) ->
     assert host.ping("c1", "10.7.0.3") and host.fetch(None, "127.0.0.1", 8080) is not None
     found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
     assert len(found) == 2 and all("record is lost" in one["what"] for one in found)
+    refused = weft("uninstall", check=False)
+    assert (refused.code, "2 attachments: weft-c1/eth0 on blue" in refused.stderr) == (4, True)
     assert weft("detach", "blue", "c3", check=False).code
     assert weft("detach", "blue", "c1").stdout == "weft-c1/eth0\n"
     assert host.fetch(None, "127.0.0.1", 8080) is None and host.ping("c2", "10.7.0.1")
     assert weft("detach", "blue", "c1", check=False).code
     weft("attach", "blue", "c1")
     assert host.ping("c1", "10.7.0.3")
-    for name in ("c1", "c2"):
-        weft("detach", "blue", name)
+    assert json.loads(weft("detach", "--json", "weft-c2").stdout) == ["weft-c2/eth0"]  # by its id, of every network
+    weft("detach", "blue", "c1")
     weft("gc")
     changes = [line for line in host.changes(before) if "net/ipv4/ip_forward" not in line and "forwarding" not in line]
     assert changes == []

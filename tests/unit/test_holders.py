@@ -17,7 +17,7 @@ import pytest
 from cni_plugin.service import holders
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import collect_stale, free_leases
-from cni_plugin.service.orphans import NO_ORPHANS, orphans
+from cni_plugin.service.orphans import NO_ORPHANS, orphans, unused_networks
 from ipam.ranges import Pool
 from lab.calls import Weft
 from lab.cases import Conf, conf, pool
@@ -271,3 +271,52 @@ def test_a_marked_pair_on_this_host_is_no_containers(node: Node) -> None:
     service = node.service(node.kernel)
     service.records.prepare()
     assert collect_stale(service).leftovers == ["link veth0123456789"]
+
+
+CLOSED = "closed_links"
+
+
+def _closed(node: Node) -> list[str]:
+    return [str(one.key[0]) for one in node.service(node.kernel).kernel.rules.elements(CLOSED)]
+
+
+@pytest.mark.parametrize("collects", ["weft", "the runtime"])
+def test_a_network_of_a_container_whose_record_is_lost_stays_closed(node: Node, collects: str) -> None:
+    """Its own record is there; and after another container of it has been attached and detached."""
+    network = node.network() | {"isolation": "closed"}
+    node.fill(network)
+    shutil.rmtree(node.folder / "run/attachments")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    for turn in range(2):
+        assert [one.network for one in service.records.networks()] == ["red"]
+        if collects == "weft":
+            assert not [one for one in collect_stale(service).leftovers if one.startswith((CLOSED, "network"))], turn
+        else:
+            node.collect(network, *((f"c{number}", "eth0") for number in range(1, 6)))
+        assert _closed(node) == ["b0"]
+        assert unused_networks(service) == []
+        node.delete(network, "/run/netns/c5", "c5")
+        node.add(network, "/run/netns/c5", "c5")
+        node.delete(network, "/run/netns/c5", "c5")
+
+
+def test_what_attachments_share_is_theirs_without_the_networks_record(node: Node) -> None:
+    network = node.network() | {"isolation": "closed", "ipMasq": True}
+    node.fill(network)
+    shutil.rmtree(node.folder / "run/networks")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    assert orphans(service) == NO_ORPHANS and _closed(node) == ["b0"]
+
+
+def test_the_gateway_of_a_vlan_stays_while_its_containers_records_are_lost(node: Node) -> None:
+    """A pair of links that are both on the host, which is no attachment's."""
+    network = node.network() | {"vlan": 100}
+    node.fill(network)
+    shutil.rmtree(node.folder / "run")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    assert len(orphans(service).unrecorded) == 5
+    collect_stale(service)
+    assert node.kernel.host.link("b0.100") is not None
