@@ -298,11 +298,18 @@ def _detach_unrecorded(tool: Tool, network: str, who: str, container: str, ifnam
     for name in orphans(tool.service).unrecorded:
         attached, _, of_network = name.rpartition(" on ")
         there, _, interface = attached.rpartition("/")
+        if there not in ids or network not in ("", of_network) or ifname not in ("", interface):
+            continue
         lost = tool.network_if_known(of_network)
-        if there in ids and network in ("", of_network) and ifname in ("", interface) and lost is not None:
-            # Without the path of its namespace, the container's link goes with the host's.
-            Chain(tool.service, lost, Target(there, path, interface), tool.path).delete(None)
-            names.append(attached)
+        if lost is None or lost.name != of_network:
+            raise UnknownContainer(
+                f"{name}: its record is lost, and there is no file of network {of_network}",
+                hint="its link ends with its network namespace",
+            )
+        # Without the path of its namespace, the container's link goes with the host's.
+        where = path if there in (container, container_of(who)) else ""
+        Chain(tool.service, lost, Target(there, where, interface), tool.path).delete(None)
+        names.append(attached)
     if not names:
         on = f" to {network}" if network else ""
         raise UnknownContainer(f"{container or who} is not attached{on}", hint="see weft ps")

@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from functools import cache, cached_property
 from ipaddress import ip_interface
 
 from cni_plugin.plan import modules
@@ -30,6 +32,7 @@ from ipam.directory import LeaseFile
 from ipam.values import Owner
 from weft import files, identity
 from weft.errors import WeftError
+from weft.kernel.values import Link
 from weft.types import Address, Attachment
 
 GRACE = 60.0
@@ -144,6 +147,51 @@ class Holders:
                 namespace.close()
 
 
+@dataclass(frozen=True, slots=True)
+class LostAttachment:
+    """An attachment of a running container whose record is lost: the digest in its link's mark, and its name as far
+    as the link's alias has it; ``attachment`` is None where that is cut.
+    """
+
+    digest: str
+    name: str
+    attachment: Attachment | None
+
+    def is_ended(self, network: str, valid: Set[tuple[str, str]]) -> bool:
+        """Whether it is of that network and none of the valid containers with their interfaces."""
+        one = self.attachment
+        return one is not None and one.network == network and (one.container, one.interface) not in valid
+
+
+def lost_attachments(context: ServiceContext, links: Iterable[Link] | None = None) -> list[LostAttachment]:
+    """The attachments without a record whose veth pair leads to another namespace: the kernel deletes the pair with
+    that namespace, so that it lives. ``links`` are all of the host, where they have been listed.
+    """
+    recorded = context.records.digests()
+    found = []
+    for link in context.kernel.host.links() if links is None else links:
+        digest = identity.mark_digest(link.alias) if link.kind == "veth" and link.elsewhere else ""
+        if digest and digest not in recorded:
+            found.append(LostAttachment(digest, link.alias.removeprefix(f"weft:{digest}:"), named_in(link.alias)))
+    return found
+
+
+_ALIAS = re.compile(r"weft:([0-9a-f]{16}):([^/ ]+)/([^/ ]+) on ([^/ ]+)")
+
+
+def named_in(alias: str) -> Attachment | None:
+    """The attachment that a link's alias names; None for another one, and where it is cut (``identity.alias``)."""
+    found = _ALIAS.fullmatch(alias)
+    every = (Attachment(found[4], found[2], found[3], plugin) for plugin in plugins()) if found is not None else ()
+    return next((one for one in every if found is not None and identity.attachment_digest(one) == found[1]), None)
+
+
+@cache
+def plugins() -> tuple[str, ...]:
+    """Every name that weft may have been called by."""
+    return tuple(dict.fromkeys((OWN_NAME, *modules.drivers(), *modules.plugins())))
+
+
 def cached_attachments(context: ServiceContext) -> dict[str, str]:
     """The attachments whose namespaces live by libcni's cached results, for each of their marks' digests.
 
@@ -158,7 +206,7 @@ def cached_attachments(context: ServiceContext) -> dict[str, str]:
             network, container, interface = (str(document.get(key)) for key in ("networkName", "containerId", "ifName"))
             places = (holders.place(address, Owner(container, interface)) for address in _addresses(document))
             if any(map(holders.is_container, _sandboxes(document))) or any(places):
-                for plugin in (OWN_NAME, *modules.drivers(), *modules.plugins()):
+                for plugin in plugins():
                     attachment = Attachment(network, container, interface, plugin)
                     found[identity.attachment_digest(attachment)] = str(attachment)
     return found

@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan import modules
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.holders import Holders, cached_attachments
+from cni_plugin.service.holders import Holders, cached_attachments, lost_attachments, named_in, plugins
 from cni_plugin.service.records import Phase, Record
 from cni_plugin.service.removal import is_kept
-from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
 from weft.errors import KernelLacks, Missing
 from weft.kernel.values import Element, Link
@@ -60,9 +57,10 @@ def orphans(context: ServiceContext, ended: str = "", valid: Set[tuple[str, str]
     known = context.records.digests() | _shared_digests(context)
     unknown = {identity.mark_digest(link.alias) for link in links}.union(*marked.values()) - known
     if unknown:  # the record of a network may be lost: what its attachments have recorded is the network's as well
-        known |= {digest for record in context.records.all() for digest in mark_digests(record.shared)}
+        shared = {id(record.shared): record.shared for record in context.records.all()}.values()
+        known |= {digest for operations in shared for digest in mark_digests(operations)}
         unknown -= known
-    running = _running(context, links, unknown, ended, valid) if unknown else {}
+    running = _running(context, all_links, unknown, ended, valid) if unknown else {}
     unrecorded = tuple(sorted(set(running.values())))
     elements = [
         element
@@ -93,7 +91,7 @@ def _is_removable(link: Link, anything_lost: bool) -> bool:
     running containers are lost, which links are a network's (the pair of a VLAN's gateway) is not known.
     """
     if link.kind == "veth":
-        return not anything_lost or _named(link.alias) is not None
+        return not anything_lost or named_in(link.alias) is not None
     return not (link.elsewhere or anything_lost)
 
 
@@ -104,40 +102,20 @@ def _running(
     what libcni has cached, of the pairs that lead to other namespaces, and of other plugins in the same chain.
     """
     found = {digest: name for digest, name in cached_attachments(context).items() if digest in unknown}
-    attached = {(one.network, one.container, one.interface) for one in _recorded(context)}
-    for link in links:
-        name = _named(link.alias) if link.kind == "veth" and link.elsewhere else None
-        if name is not None and (name[0] != ended or name[1:] in valid):
-            attached.add(name)
-            if (digest := identity.mark_digest(link.alias)) in unknown:
-                found.setdefault(digest, str(Attachment(*name, "")))
+    records = (record for record in context.records.all() if record.namespace.known)
+    attached = {(one.network, one.container, one.interface) for one in (record.attachment for record in records)}
+    attached |= {(ended, *one) for one in valid}
+    for lost in lost_attachments(context, links):
+        if not lost.is_ended(ended, valid):
+            found.setdefault(lost.digest, lost.name)
+            if (one := lost.attachment) is not None:
+                attached.add((one.network, one.container, one.interface))
     for network, container, interface in attached:
-        for plugin in (OWN_NAME, *modules.drivers(), *modules.plugins()):
+        for plugin in plugins():
             one = Attachment(network, container, interface, plugin)
             if (digest := identity.attachment_digest(one)) in unknown:
                 found.setdefault(digest, str(one))
     return found
-
-
-def _recorded(context: ServiceContext) -> Iterator[Attachment]:
-    return (record.attachment for record in context.records.all())
-
-
-_NAME = re.compile(r"weft:[0-9a-f]{16}:([^/ ]+)/([^/ ]+) on ([^/ ]+)")
-
-
-def _named(alias: str) -> tuple[str, str, str] | None:
-    """The network, container and interface that the link of an attachment has in its alias, None for others."""
-    found = _NAME.fullmatch(alias)
-    return (found[3], found[1], found[2]) if found else None
-
-
-def in_use_unrecorded(context: ServiceContext, networks: Set[str]) -> set[str]:
-    """Those networks that a running container is attached to whose record is lost."""
-    names = (_named(one.alias) for one in context.kernel.host.links() if one.kind == "veth" and one.elsewhere)
-    found = {name[0] for name in names if name is not None}
-    found |= {name.rpartition(" on ")[2] for name in cached_attachments(context).values()}
-    return found & networks
 
 
 def stray_files(context: ServiceContext) -> tuple[str, ...]:
@@ -178,8 +156,8 @@ def unused_networks(context: ServiceContext) -> list[str]:
     used = {record.attachment.network for record in context.records.all()}
     unused = (record for record in context.records.networks() if record.network not in used)
     found = [record.network for record in unused if not is_kept(record.shared)]
-    in_use = in_use_unrecorded(context, set(found)) if found else set()
-    return [network for network in found if network not in in_use]
+    # A running container whose record is lost may need what is theirs.
+    return [] if found and lost_attachments(context) else found
 
 
 def marked_elements(context: ServiceContext, *names: str) -> Iterator[Element]:

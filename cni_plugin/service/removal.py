@@ -15,6 +15,7 @@ from cni_plugin.ops import OverlayRows
 from cni_plugin.ops.operation import LinkRef, Operation
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext, raise_all
+from cni_plugin.service.holders import lost_attachments
 from weft import locks, overlay
 from weft.errors import Busy, StateDamaged, WeftError
 
@@ -110,6 +111,14 @@ def remove_networks(
     ``timeout`` is for the networks' own locks, and for that of what networks share without ``shared_timeout``.
     """
     errors: dict[str, WeftError] = {}
+    recorded = [network for network in networks if context.recorded_shared(network)]
+    if recorded and (lost := lost_attachments(context)):
+        # They may need what is a network's: a bridge that two networks have, the isolation of its link.
+        names = ", ".join(sorted(one.name for one in lost))
+        text = "is not removed while records of running containers are lost"
+        hint = "restart these containers, or weft detach them"
+        errors |= {network: Busy(f"network {network} {text}: {names}", hint=hint) for network in recorded}
+        networks = [network for network in networks if network not in errors]
     seconds = timeout if shared_timeout is None else shared_timeout
     ordered = sorted(networks)  # two that remove many wait for each other's locks in one order
     for first in range(0, len(ordered), _TOGETHER):

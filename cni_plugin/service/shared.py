@@ -13,6 +13,7 @@ from cni_plugin.ops import BaseRules, Elements, Gateways, Port, Veth, groups
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
+from cni_plugin.service.holders import lost_attachments
 from cni_plugin.service.records import NetworkRecord, Phase, Record
 from cni_plugin.service.removal import remove_network, undo_shared
 from weft import locks
@@ -151,6 +152,8 @@ def withdraw(context: ServiceContext, network: str, before: Sequence[Operation])
     """
     records = context.records
     if all(each in before for each in context.recorded_shared(network)):
+        return
+    if lost_attachments(context):  # running containers whose records are lost may need it
         return
     with locks.hold(records.shared_lock(), timeout=_WITHDRAWAL_TIMEOUT):
         now = context.recorded_shared(network)

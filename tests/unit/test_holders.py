@@ -18,14 +18,16 @@ from cni_plugin.service import holders
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import collect_stale, free_leases
 from cni_plugin.service.orphans import NO_ORPHANS, orphans, unused_networks
+from cni_plugin.service.removal import remove_network
 from ipam.ranges import Pool
 from lab.calls import Weft
 from lab.cases import Conf, conf, pool
 from weft import identity
+from weft.errors import Busy
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.interface import VethPeer
-from weft.kernel.values import Neighbour
+from weft.kernel.values import Element, Neighbour
 from weft.types import Attachment
 
 BOOTED = time.time() - 5000
@@ -320,3 +322,67 @@ def test_the_gateway_of_a_vlan_stays_while_its_containers_records_are_lost(node:
     assert len(orphans(service).unrecorded) == 5
     collect_stale(service)
     assert node.kernel.host.link("b0.100") is not None
+
+
+@pytest.mark.parametrize(("network", "container"), [("red", "c" * 240), ("r" * 200, "0123456789abcdef" * 4)])
+def test_names_that_an_alias_cuts_are_running_containers(node: Node, network: str, container: str) -> None:
+    keys = node.network() | {"isolation": "closed", "name": network}
+    node.kernel.add("/run/netns/c1")
+    node.add(keys, "/run/netns/c1", container)
+    shutil.rmtree(node.folder / "run/attachments")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    before = _host_links(node)
+    assert len(orphans(service).unrecorded) == 1
+    collect_stale(service)
+    node.collect(keys)
+    assert _host_links(node) == before and _closed(node) == ["b0"]
+    node.kernel.remove("/run/netns/c1")
+    collect_stale(service)
+    assert node.kernel.host.link("b0") is None and orphans(service) == NO_ORPHANS
+
+
+def test_what_another_network_shares_stays_while_a_record_is_lost(node: Node) -> None:
+    """Of two networks on one bridge; and where an ADD to the network of the lost one fails."""
+    red = node.network() | {"isolation": "closed"}
+    node.kernel.add("/run/netns/c1")
+    node.add(red, "/run/netns/c1", "c1")
+    shutil.rmtree(node.folder / "run")
+    assert node("ADD", red, "/run/netns/c1", "c9").code, "eth0 is in use"
+    assert _closed(node) == ["b0"]
+    ranges = [[{"subnet": "10.60.0.0/29", "gateway": "10.60.0.1", "rangeStart": "10.60.0.4"}]]
+    blue = red | {"name": "blue", "ipam": red["ipam"] | {"ranges": ranges}}
+    node.kernel.add("/run/netns/c2")
+    node.add(blue, "/run/netns/c2", "c2")
+    node.delete(blue, "/run/netns/c2", "c2")
+    service = node.service(node.kernel)
+    collect_stale(service)
+    node.collect(blue)
+    assert _closed(node) == ["b0"]
+    with pytest.raises(Busy, match="records of running containers are lost: c1/eth0 on red"):
+        remove_network(service, "blue")
+    node.kernel.remove("/run/netns/c1")
+    collect_stale(service)
+    assert node.kernel.host.link("b0") is None and orphans(service) == NO_ORPHANS
+
+
+def test_elements_of_a_valid_attachment_stay_without_its_record(node: Node) -> None:
+    """As of a portmap after another project's bridge, whose links have no mark."""
+    network = node.network()
+    node.fill(network)
+    mark = identity.attachment_mark(Attachment("blue", "c9", "eth0", "portmap"))
+    service = node.service(node.kernel)
+    service.kernel.rules.add([Element("ports4", ("tcp", 8080), (ip_address("10.60.0.2"), 80), mark)])
+    assert [one.mark for one in orphans(service).elements] == [mark]
+    assert orphans(service, "blue", frozenset({("c9", "eth0")})).elements == ()
+    assert [one.mark for one in orphans(service, "blue", frozenset({("c8", "eth0")})).elements] == [mark]
+
+
+def test_a_result_that_libcni_has_kept_holds_no_network(node: Node) -> None:
+    network = node.network()
+    node.fill(network)
+    node.cached("c1", "/run/netns/c1")
+    for number in range(1, 6):
+        node.delete(network, f"/run/netns/c{number}", f"c{number}")
+    assert "network red" in collect_stale(node.service(node.kernel)).leftovers
+    assert node.kernel.host.link("b0") is None
