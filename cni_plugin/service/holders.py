@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from ipaddress import ip_interface
 
+from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Record
@@ -150,17 +151,25 @@ class Holders:
 @dataclass(frozen=True, slots=True)
 class LostAttachment:
     """An attachment of a running container whose record is lost: the digest in its link's mark, and its name as far
-    as the link's alias has it; ``attachment`` is None where that is cut.
+    as the link's alias has it; ``attachment`` is None where that is cut. ``master`` is the link's bridge.
     """
 
     digest: str
     name: str
     attachment: Attachment | None
+    master: str
 
     def is_ended(self, network: str, valid: Set[tuple[str, str]]) -> bool:
         """Whether it is of that network and none of the valid containers with their interfaces."""
         one = self.attachment
         return one is not None and one.network == network and (one.container, one.interface) not in valid
+
+    def may_need(self, network: str, shared: Iterable[Operation]) -> bool:
+        """Whether it may be of that network, or on a bridge that the network's shared operations are about."""
+        if self.attachment is None or self.attachment.network == network:
+            return True
+        links = {name for one in shared for name in (getattr(one, "link", ""), *(link for _, link in one.creates))}
+        return self.master in links - {""}
 
 
 def lost_attachments(context: ServiceContext, links: Iterable[Link] | None = None) -> list[LostAttachment]:
@@ -172,7 +181,9 @@ def lost_attachments(context: ServiceContext, links: Iterable[Link] | None = Non
     for link in context.kernel.host.links() if links is None else links:
         digest = identity.mark_digest(link.alias) if link.kind == "veth" and link.elsewhere else ""
         if digest and digest not in recorded:
-            found.append(LostAttachment(digest, link.alias.removeprefix(f"weft:{digest}:"), named_in(link.alias)))
+            found.append(
+                LostAttachment(digest, link.alias.removeprefix(f"weft:{digest}:"), named_in(link.alias), link.master)
+            )
     return found
 
 

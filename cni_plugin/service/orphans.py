@@ -154,10 +154,9 @@ def stale_attachments(context: ServiceContext) -> list[Record]:
 def unused_networks(context: ServiceContext) -> list[str]:
     """Networks that have a record and no attachment, but those that this host is to have all the same."""
     used = {record.attachment.network for record in context.records.all()}
-    unused = (record for record in context.records.networks() if record.network not in used)
-    found = [record.network for record in unused if not is_kept(record.shared)]
-    # A running container whose record is lost may need what is theirs.
-    return [] if found and lost_attachments(context) else found
+    unused = [one for one in context.records.networks() if one.network not in used and not is_kept(one.shared)]
+    lost = lost_attachments(context) if unused else []
+    return [record.network for record in unused if not any(one.may_need(record.network, record.shared) for one in lost)]
 
 
 def marked_elements(context: ServiceContext, *names: str) -> Iterator[Element]:

@@ -111,14 +111,15 @@ def remove_networks(
     ``timeout`` is for the networks' own locks, and for that of what networks share without ``shared_timeout``.
     """
     errors: dict[str, WeftError] = {}
-    recorded = [network for network in networks if context.recorded_shared(network)]
-    if recorded and (lost := lost_attachments(context)):
-        # They may need what is a network's: a bridge that two networks have, the isolation of its link.
-        names = ", ".join(sorted(one.name for one in lost))
-        text = "is not removed while records of running containers are lost"
-        hint = "restart these containers, or weft detach them"
-        errors |= {network: Busy(f"network {network} {text}: {names}", hint=hint) for network in recorded}
-        networks = [network for network in networks if network not in errors]
+    recorded = {network: shared for network in networks if (shared := context.recorded_shared(network))}
+    lost = lost_attachments(context) if recorded else []
+    for network, shared in recorded.items() if lost else ():
+        if names := ", ".join(sorted(one.name for one in lost if one.may_need(network, shared))):
+            errors[network] = Busy(
+                f"network {network} is not removed while records of running containers are lost: {names}",
+                hint="restart these containers, or weft detach them",
+            )
+    networks = [network for network in networks if network not in errors]
     seconds = timeout if shared_timeout is None else shared_timeout
     ordered = sorted(networks)  # two that remove many wait for each other's locks in one order
     for first in range(0, len(ordered), _TOGETHER):

@@ -151,9 +151,10 @@ def withdraw(context: ServiceContext, network: str, before: Sequence[Operation])
     lock to apply them.
     """
     records = context.records
-    if all(each in before for each in context.recorded_shared(network)):
+    added = context.recorded_shared(network)
+    if all(each in before for each in added):
         return
-    if lost_attachments(context):  # running containers whose records are lost may need it
+    if any(one.may_need(network, added) for one in lost_attachments(context)):
         return
     with locks.hold(records.shared_lock(), timeout=_WITHDRAWAL_TIMEOUT):
         now = context.recorded_shared(network)
