@@ -176,9 +176,10 @@ def lost_attachments(context: ServiceContext, links: Iterable[Link] | None = Non
     """The attachments without a record whose veth pair leads to another namespace: the kernel deletes the pair with
     that namespace, so that it lives. ``links`` are all of the host, where they have been listed.
     """
-    recorded = context.records.digests()
+    links = context.kernel.host.links() if links is None else links
+    recorded = context.records.digests()  # after the links, whose records are written before they are made
     found = []
-    for link in context.kernel.host.links() if links is None else links:
+    for link in links:
         digest = identity.mark_digest(link.alias) if link.kind == "veth" and link.elsewhere else ""
         if digest and digest not in recorded:
             found.append(
@@ -193,8 +194,11 @@ _ALIAS = re.compile(r"weft:([0-9a-f]{16}):([^/ ]+)/([^/ ]+) on ([^/ ]+)")
 def named_in(alias: str) -> Attachment | None:
     """The attachment that a link's alias names; None for another one, and where it is cut (``identity.alias``)."""
     found = _ALIAS.fullmatch(alias)
-    every = (Attachment(found[4], found[2], found[3], plugin) for plugin in plugins()) if found is not None else ()
-    return next((one for one in every if found is not None and identity.attachment_digest(one) == found[1]), None)
+    if found is None:
+        return None
+    digest, container, interface, network = found.groups()
+    every = (Attachment(network, container, interface, plugin) for plugin in plugins())
+    return next((one for one in every if identity.attachment_digest(one) == digest), None)
 
 
 @cache

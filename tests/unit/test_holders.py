@@ -27,7 +27,7 @@ from weft.errors import Busy
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.interface import VethPeer
-from weft.kernel.values import Element, Neighbour
+from weft.kernel.values import Element, Link, Neighbour
 from weft.types import Attachment
 
 BOOTED = time.time() - 5000
@@ -386,3 +386,23 @@ def test_a_result_that_libcni_has_kept_holds_no_network(node: Node) -> None:
         node.delete(network, f"/run/netns/c{number}", f"c{number}")
     assert "network red" in collect_stale(node.service(node.kernel)).leftovers
     assert node.kernel.host.link("b0") is None
+
+
+def test_an_add_meanwhile_is_not_lost(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record is written before its link is made: whoever sees the link finds the record."""
+    network = node.network()
+    node.kernel.add("/run/netns/c1")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    host, added = node.kernel.host, []
+    links = host.links
+
+    def listed() -> tuple[Link, ...]:
+        if not added:
+            added.append(True)
+            node.add(network, "/run/netns/c1")
+        return links()
+
+    monkeypatch.setattr(host, "links", listed)
+    assert holders.lost_attachments(service) == []
+    assert added and any(link.elsewhere for link in links())
