@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,9 @@ from cni_plugin.ops.announcement import AGENT
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
 from weft import __version__, configuration, daemons, files, locks, proc_stat, systemd
 from weft.errors import Busy, WeftError
+
+if TYPE_CHECKING:
+    from cni_plugin.agent.settings import Settings
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
@@ -56,11 +60,8 @@ def running() -> Running | None:
 
 def is_of_cluster() -> bool:
     """Whether the agent's configuration names the store of a cluster; False where it is invalid."""
-    from cni_plugin.agent import settings  # imports much of the agent
-
-    with contextlib.suppress(WeftError):
-        return settings.read().store is not None
-    return False
+    found = configured()
+    return found is not None and not isinstance(found, WeftError) and found.store is not None
 
 
 def catalog_damages() -> list[tuple[str, str]]:
@@ -70,30 +71,22 @@ def catalog_damages() -> list[tuple[str, str]]:
     return [(one.what, one.remedy) for one in catalog_file.damages()]
 
 
-def certificates() -> tuple[str, ...]:
-    """The certificates of the agent's configuration; () where that cannot be read, of which weft up tells."""
-    if not os.path.exists(configuration.path()):
-        return ()
-    from cni_plugin.agent import settings  # imports much of the agent
-
-    try:
-        tls = settings.read().http.tls
-    except WeftError:
-        return ()
-    return tuple(filter(None, (tls.certificate, tls.ca))) if tls is not None else ()
-
-
-def configuration_problem() -> WeftError | None:
-    """Why the agent's configuration cannot be used; a running agent has the former one."""
+def configured() -> Settings | WeftError | None:
+    """The agent's configuration, or why it cannot be used; None without a file."""
     if not os.path.exists(configuration.path()):
         return None
     from cni_plugin.agent import settings  # imports much of the agent
 
     try:
-        settings.read()
+        return settings.read()
     except WeftError as error:
         return error
-    return None
+
+
+def certificates(configured: Settings | WeftError | None) -> tuple[str, ...]:
+    """The certificates of the agent's configuration, if there is one that can be used."""
+    tls = None if configured is None or isinstance(configured, WeftError) else configured.http.tls
+    return tuple(filter(None, (tls.certificate, tls.ca))) if tls is not None else ()
 
 
 def virtual_addresses_in_kernel() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +25,9 @@ from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
 from weft.parallel import begun
 from weft.remedies import Command, NoCommand
+
+if TYPE_CHECKING:
+    from cni_plugin.agent.settings import Settings
 
 
 @click.command()
@@ -47,15 +52,16 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
       weft doctor --repair
     """
     tool.need_records()
-    abilities, all_found = _findings(tool)
-    found, advice = _sorted(all_found)
+    probed = cache(tool.abilities)  # while other processes compare attachments, and once
+    found, advice = _sorted(_findings(tool, probed))
     repaired: list[Finding] | None = None
     if repair:
         tool.prepare_to("repair")
         before = found
         _repair(tool)
-        found, advice = _sorted(_findings(tool)[1])
+        found, advice = _sorted(_findings(tool, probed))
         repaired = [one for one in before if one not in found]
+    abilities = probed()
     usable = requirements.drivers(abilities, agents.is_of_cluster())
     if json_output:
         body: dict[str, object] = {
@@ -79,20 +85,21 @@ def _sorted(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
     return [one for one in found if not one.advice], [one for one in found if one.advice]
 
 
-def _findings(tool: Tool) -> tuple[Sequence[Ability], list[Finding]]:
-    """The kernel's features, and all findings. The processes that compare attachments are begun first, and what
-    this one has to do by itself is done meanwhile.
+def _findings(tool: Tool, probed: Callable[[], Sequence[Ability]]) -> list[Finding]:
+    """All findings. The processes that compare attachments are begun first, and what this one has to do by itself
+    is done meanwhile.
     """
     networks, problems = conflists.listed(tool.config)
     of_keys = _begun_of_keys(tool, networks)  # while this process reads the records
     of_networks = findings.begun(tool.service, networks, problems)
-    abilities = tool.abilities()
+    abilities = probed()
+    configured = agents.configured()
     catalog = [Finding(what, NoCommand(remedy)) for what, remedy in agents.catalog_damages()]
     nodes = [Finding(what, remedy) for what, remedy in cluster.findings()]
     docker = list(diagnosis.findings(tool.service.host.run))
-    around = conditions.every(tool.service.reading_once(), agents.certificates())
-    agent = [*_of_agent(), *clustered.findings()]
-    return abilities, [*of_networks(abilities), *of_keys(), *around, *agent, *catalog, *nodes, *docker]
+    around = conditions.every(tool.service.reading_once(), agents.certificates(configured))
+    agent = [*_of_agent(configured), *clustered.findings()]
+    return [*of_networks(abilities), *of_keys(), *around, *agent, *catalog, *nodes, *docker]
 
 
 def _begun_of_keys(tool: Tool, networks: Sequence[NetworkList]) -> Callable[[], list[Finding]]:
@@ -122,13 +129,14 @@ def _unread_keys(tool: Tool, network: NetworkList) -> list[tuple[str, str]]:
         return []
 
 
-def _of_agent() -> Iterator[Finding]:
+def _of_agent(configured: Settings | WeftError | None) -> Iterator[Finding]:
     """An invalid configuration, daemons of another release or installation, what the agent says of the cluster, such
     as clocks that differ, and an agent that nothing starts again after a reboot.
     """
-    invalid = agents.configuration_problem()
-    if invalid is not None:
-        yield Finding(invalid.message, NoCommand(invalid.hint or "correct the file: it is read at the agent's start"))
+    if isinstance(configured, WeftError):
+        yield Finding(
+            configured.message, NoCommand(configured.hint or "correct the file: it is read at the agent's start")
+        )
     agent = agents.running()
     if agent is not None and agent.report is not None and agent.report.version != __version__:
         yield Finding(
