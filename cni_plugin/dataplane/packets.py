@@ -196,10 +196,6 @@ EXPECTED = Rule(
     "a connection that a helper expects, which an administrator has set up",
 )
 _FROM_PEER = Rule('iifname "wvx*" iifname @overlay_links goto intra_network', "from a peer of an overlay network")
-_ISOLATED_ROUTED = Rule(
-    "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
-    "isolation routed: open to the outside, not to containers of other networks",
-)
 
 
 def _isolation(version: int) -> tuple[Rule, ...]:
@@ -213,7 +209,10 @@ def _isolation(version: int) -> tuple[Rule, ...]:
             "isolation routed, by the uplink",
             version,
         ),
-        _ISOLATED_ROUTED,
+        Rule(
+            "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
+            "isolation routed: open to the outside, not to containers of other networks",
+        ),
     )
 
 

@@ -285,9 +285,8 @@ def families(text: str) -> tuple[str, str]:
 
 def rules(text: str, why: str, *versions: int) -> tuple[Rule, ...]:
     """A rule for each IP version, or some; see :func:`families`."""
-    found = {4: 0, 6: 1}
-    both = tuple(Rule(one, because) for one, because in zip(families(text), families(why), strict=True))
-    return tuple(both[found[version]] for version in versions or (4, 6))
+    of_each = zip((4, 6), families(text), families(why), strict=True)
+    return tuple(Rule(one, because) for version, one, because in of_each if version in (versions or (4, 6)))
 
 
 def sets(
